@@ -1,0 +1,87 @@
+// What a transformer is, as data: read from a Hugging Face config.json and checked setting by
+// setting. A new family is a new entry in the table of model_config.cpp and not a new class.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/activation.h"
+#include "kernels/tensor.h"
+
+namespace lorashard {
+
+// Rotary embedding: plain, or with the frequencies rescaled.
+struct RopeConfig {
+  enum class Kind : uint8_t { Default, Linear, Llama3 } kind = Kind::Default;
+  double theta = 10000;
+  double factor = 1;  // Linear, Llama3
+  double low_freq_factor = 1, high_freq_factor = 4;
+  int64_t original_max_position_embeddings = 8192;  // Llama3
+};
+
+struct ModelConfig {
+  std::string model_type;    // "llama", "mistral", "qwen2", "qwen3"
+  std::string architecture;  // "LlamaForCausalLM", …
+  int64_t hidden_size = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0;
+  int64_t intermediate_size = 0, vocab_size = 0, max_position_embeddings = 0;
+  float rms_norm_eps = 1e-6f;
+  Activation activation = Activation::SILU;
+  RopeConfig rope;
+  bool tied_embeddings = false;
+  bool qkv_bias = false, o_bias = false, mlp_bias = false;
+  bool qk_norm = false;               // RMS norm of each query and key head before rope
+  float norm_gain_offset = 0;         // 1 where the file stores gain - 1
+  float embedding_scale = 1;          // multiplies the embeddings
+  float attention_scale = 1;          // multiplies q k^T; 1/sqrt(head_dim) unless the family says
+  std::vector<int64_t> layer_window;  // per layer: 0, or the sliding window
+  DType stored_dtype = DType::BF16;   // dtype / torch_dtype
+  int64_t bos_token_id = -1;          // -1: none
+  std::vector<int64_t> eos_token_ids;
+};
+
+// How a tensor is split over the tensor-parallel ranks.
+enum class Split : uint8_t {
+  None,         // replicated: norms
+  QueryRows,    // rows by query heads x head_dim
+  KvRows,       // rows by the key/value heads that the rank's query heads use
+  RowFeatures,  // rows by split_features: gate, up, their biases
+  VocabRows,    // rows by split_features over the vocabulary
+  QueryCols,    // columns by query heads: o_proj
+  ColFeatures,  // columns by split_features: down_proj
+};
+
+// One tensor that the architecture needs, under its Hugging Face name.
+struct TensorSpec {
+  std::string name;
+  int64_t rows, cols;  // a vector of n is (1, n); its split is over the columns' n entries
+  bool vector;
+  Split split;
+};
+
+// One linear layer that LoRA may adapt. Weight: name + ".weight", (out, in).
+struct LinearModule {
+  std::string name;  // "model.layers.0.self_attn.q_proj"
+  int layer;
+  int64_t out_features, in_features;
+  Split split;
+};
+
+// Parses and checks DIR/config.json; errors name the file and the setting. `source` names the file
+// in errors. Settings that change the mathematics and are not supported are refused by name.
+ModelConfig parse_model_config(const std::string& json_text, const std::string& source);
+
+// Every tensor of the model, in the order embedding, layers, final norm, head (absent when tied).
+std::vector<TensorSpec> model_tensors(const ModelConfig& config);
+// Every adaptable linear layer, in layer order q k v o gate up down.
+std::vector<LinearModule> linear_modules(const ModelConfig& config);
+
+// The part of a tensor that tensor-parallel rank `rank` of `ranks` holds.
+struct TensorPart {
+  int64_t row_begin, row_end, col_begin, col_end;
+  bool operator==(const TensorPart&) const = default;
+};
+TensorPart tensor_part(const ModelConfig& config, Split split, int64_t rows, int64_t cols, int rank,
+                       int ranks);
+
+}  // namespace lorashard

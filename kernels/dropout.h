@@ -1,0 +1,16 @@
+// Inverted dropout whose mask is a function of the global position of each element.
+#pragma once
+
+#include "kernels/random.h"
+#include "kernels/stream.h"
+#include "kernels/tensor.h"
+
+namespace lorashard {
+
+// y(T,K) = (or += when accumulate) x * mask / (1 - p). The mask of row t and local column j depends
+// on (seed, site, row_keys[t], first_col + j) alone: row_keys identify the token in the whole run,
+// site the module, first_col the column offset of this rank's slice. 0 <= p < 1.
+void dropout(Stream& stream, Matrix y, ConstMatrix x, uint64_t seed, uint32_t site,
+             const uint64_t* row_keys, int64_t first_col, float p, bool accumulate);
+
+}  // namespace lorashard

@@ -1,0 +1,28 @@
+// Matrix products, row-major, any mixture of F32, BF16 and F16 operands, accumulated in fp32.
+//
+// fp32 (or mixed) products run in fp32: operands of another type are widened tile by tile into
+// scratch, so that a frozen bf16 base is never copied whole. bf16 x bf16 runs natively where the
+// processor has it and is widened elsewhere (bf16_products_are_native).
+#pragma once
+
+#include "kernels/stream.h"
+#include "kernels/tensor.h"
+
+namespace lorashard {
+
+// True if bf16 products run on the processor's bf16 units.
+bool bf16_products_are_native();
+
+// y(M,N) = alpha * x(M,K) w(N,K)^T + beta * y. The forward product of a linear layer.
+void matmul_nt(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha = 1,
+               float beta = 0);
+
+// y(M,N) = alpha * x(M,K) w(K,N) + beta * y. The input gradient of a linear layer.
+void matmul_nn(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha = 1,
+               float beta = 0);
+
+// y(M,N) = alpha * a(T,M)^T b(T,N) + beta * y. The weight gradient of a linear layer; y is F32.
+void matmul_tn(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b, float alpha = 1,
+               float beta = 0);
+
+}  // namespace lorashard

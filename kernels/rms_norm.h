@@ -1,0 +1,22 @@
+// Root mean square normalisation (Zhang and Sennrich 2019), over whole rows or over groups of
+// columns (the q/k norms of Qwen3 and Gemma 3 work per head).
+#pragma once
+
+#include "kernels/stream.h"
+#include "kernels/tensor.h"
+
+namespace lorashard {
+
+// For each row t and group g of D = gain.cols columns (x.cols = G * D):
+//   rstd(t,g) = 1 / sqrt(mean(x^2) + eps);  y = x * rstd * (gain_offset + gain).
+// x, y: (T, G*D), F32 or BF16, may alias; rstd: (T,G) F32, kept for backward, may be empty;
+// gain: (1,D), any storage type; gain_offset is 0, or 1 where the family stores gain - 1.
+void rms_norm_forward(Stream& stream, Matrix y, Matrix rstd, ConstMatrix x, ConstMatrix gain,
+                      float eps, float gain_offset);
+
+// dx = (or += when accumulate) the gradient for x, given dy, x and rstd. dx may alias dy.
+// The gain is frozen and gets no gradient.
+void rms_norm_backward(Stream& stream, Matrix dx, ConstMatrix dy, ConstMatrix x, ConstMatrix rstd,
+                       ConstMatrix gain, float gain_offset, bool accumulate);
+
+}  // namespace lorashard

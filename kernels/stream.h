@@ -1,0 +1,61 @@
+// Where kernels run: a backend, its threads and its scratch memory. Every kernel takes one.
+//
+// On the CPU a Stream executes at once. On CUDA it stands for a stream of the device, and a host
+// read of a result needs synchronize() first; code above kernels/ calls it in both cases.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+namespace lorashard {
+
+enum class Backend : uint8_t { CPU, CUDA };
+
+class Stream {
+ public:
+  // `threads` worker threads per kernel; 0 takes what the process may run on.
+  explicit Stream(int threads = 0);
+  ~Stream();
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  Backend backend() const { return Backend::CPU; }
+  int threads() const { return threads_; }
+  // Waits until all that was enqueued is done.
+  void synchronize() {}
+  // Scratch memory of at least `bytes`, 64-byte aligned, valid until the next call of scratch() on
+  // the same slot. Slots let nested kernels keep theirs. Grows, never shrinks.
+  void* scratch(int slot, size_t bytes);
+
+  static constexpr int kSlots = 8;
+
+ private:
+  int threads_;
+  void* scratch_[kSlots] = {};
+  size_t scratch_bytes_[kSlots] = {};
+};
+
+// Memory of the stream's device, 64-byte aligned (huge pages advised when large), zeroed; freed
+// with the owner.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(Stream& stream, size_t bytes);
+  ~Buffer();
+  Buffer(Buffer&& other) noexcept;
+  Buffer& operator=(Buffer&& other) noexcept;
+
+  void* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+}  // namespace lorashard

@@ -1,0 +1,66 @@
+// The collectives that lorashard needs, behind one small interface. Implementations: one rank
+// alone, ranks as threads (tests), MPI. NCCL joins them for CUDA memory.
+//
+// All calls are collective and blocking on the CPU; every rank calls in the same order. Sums are
+// bitwise identical on every rank. A failing peer ends the job (MPI's error handler is fatal after
+// the message is printed), so no call returns with a partial result.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/stream.h"
+#include "kernels/tensor.h"
+
+namespace lorashard {
+
+// One entry per call, for tests and for `output.trace_collectives`.
+struct CollectiveCall {
+  std::string operation;  // "all_reduce", "all_gather", "broadcast", "barrier"
+  std::string label;      // what was moved, for example "lora_gradient" or "layer.3.o_proj"
+  int64_t bytes = 0;      // payload of this rank
+};
+
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+
+  // x = sum over the ranks, in place. x: contiguous, F32, BF16 (each partial sum rounded), F64,
+  // I64.
+  void all_reduce_sum(Stream& stream, Matrix x, const char* label);
+  // Host memory: receive = the ranks' `bytes` bytes, one after the other in rank order.
+  void all_gather(const void* send, void* receive, int64_t bytes, const char* label);
+  // Host memory: data of rank `root` to all.
+  void broadcast(void* data, int64_t bytes, int root, const char* label);
+  void barrier(const char* label);
+  // Ranks of equal color form a new communicator, ordered by their rank here. Collective.
+  virtual std::unique_ptr<Communicator> split(int color) = 0;
+  // Ends every rank of the whole job with this exit status.
+  [[noreturn]] virtual void abort(int exit_status) = 0;
+
+  // Appends each call to `trace` from now on; null stops. The trace outlives the communicator.
+  void set_trace(std::vector<CollectiveCall>* trace) { trace_ = trace; }
+
+ protected:
+  Communicator(int rank, int size) : rank_(rank), size_(size) {}
+  // The bodies; called only when size() > 1.
+  virtual void do_all_reduce_sum(Stream& stream, Matrix x) = 0;
+  virtual void do_all_gather(const void* send, void* receive, int64_t bytes) = 0;
+  virtual void do_broadcast(void* data, int64_t bytes, int root) = 0;
+  virtual void do_barrier() = 0;
+
+ private:
+  void record(const char* operation, const char* label, int64_t bytes);
+  int rank_, size_;
+  std::vector<CollectiveCall>* trace_ = nullptr;
+};
+
+// One rank alone.
+std::unique_ptr<Communicator> make_self_communicator();
+
+}  // namespace lorashard
