@@ -2,9 +2,11 @@
 // an Error naming the path and the reason the system gave.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
 
@@ -35,25 +37,43 @@ class MappedFile {
 // The whole of a small file. Input errors (status 2) unless `status` says otherwise.
 std::string read_text(const fs::path& path);
 
-// A new file, written through checked calls; close() syncs it to the disk. A full disk is an Error
-// with status 3 naming the path. Destroying an unclosed file removes it.
+// SHA-256, piece by piece.
+class Sha256 {
+ public:
+  Sha256();
+  ~Sha256();
+  Sha256(const Sha256&) = delete;
+  Sha256& operator=(const Sha256&) = delete;
+  void update(const void* data, uint64_t bytes);
+  void update(std::string_view text) { update(text.data(), text.size()); }
+  // The 32 bytes of the digest; the object starts anew.
+  std::array<unsigned char, 32> finish();
+  std::string finish_hex();
+
+ private:
+  void* context_;
+};
+
+// A new file (an existing one is an Error), written through checked calls; close() syncs it to the
+// disk. A full disk is an Error with status 3 naming the path. Destroying an unclosed file removes
+// it. `hashed` false leaves out the SHA-256, which costs time where the processor has no
+// instructions for it.
 class OutputFile {
  public:
-  explicit OutputFile(const fs::path& path);
+  explicit OutputFile(const fs::path& path, bool hashed = true);
   ~OutputFile();
   OutputFile(const OutputFile&) = delete;
   OutputFile& operator=(const OutputFile&) = delete;
   void write(const void* data, uint64_t bytes);
   void write(std::string_view text) { write(text.data(), text.size()); }
   void close();
-  // SHA-256 of what was written, in hexadecimal. REQUIRES: closed.
+  // SHA-256 of what was written, in hexadecimal. REQUIRES: closed, hashed.
   const std::string& sha256() const { return sha256_; }
 
  private:
-  struct Hash;
   fs::path path_;
   int fd_ = -1;
-  Hash* hash_;
+  std::unique_ptr<Sha256> hash_;
   std::string sha256_;
 };
 
@@ -69,5 +89,6 @@ void create_directory_atomic(const fs::path& path,
 // SHA-256 in hexadecimal.
 std::string sha256_hex(const void* data, uint64_t bytes);
 std::string sha256_file(const fs::path& path);
+std::string to_hex(const unsigned char* data, size_t bytes);
 
 }  // namespace lorashard
