@@ -2,15 +2,26 @@
 // an Error naming the path and the reason the system gave.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
 
 namespace lorashard {
 
 namespace fs = std::filesystem;
+
+// What tells one state of a file from another without reading it.
+struct FileIdentity {
+  uint64_t bytes = 0, inode = 0, device = 0;
+  int64_t modified_ns = 0;
+  bool operator==(const FileIdentity&) const = default;
+};
+// Of the file that `path` names now; all zero if there is none.
+FileIdentity identify_file(const fs::path& path);
 
 // A file mapped read-only and shared, so that ranks of one host hold it once.
 class MappedFile {
@@ -23,6 +34,8 @@ class MappedFile {
   const char* data() const { return data_; }
   uint64_t size() const { return size_; }
   const fs::path& path() const { return path_; }
+  // As it was when it was mapped.
+  const FileIdentity& identity() const { return identity_; }
   // Gives the pages of [begin, end) back to the system; they return when touched.
   void release(uint64_t begin, uint64_t end) const;
 
@@ -30,30 +43,49 @@ class MappedFile {
   fs::path path_;
   const char* data_ = nullptr;
   uint64_t size_ = 0;
+  FileIdentity identity_;
 };
 
 // The whole of a small file. Input errors (status 2) unless `status` says otherwise.
 std::string read_text(const fs::path& path);
 
-// A new file, written through checked calls; close() syncs it to the disk. A full disk is an Error
-// with status 3 naming the path. Destroying an unclosed file removes it.
+// SHA-256, piece by piece.
+class Sha256 {
+ public:
+  Sha256();
+  ~Sha256();
+  Sha256(const Sha256&) = delete;
+  Sha256& operator=(const Sha256&) = delete;
+  void update(const void* data, uint64_t bytes);
+  void update(std::string_view text) { update(text.data(), text.size()); }
+  // The 32 bytes of the digest; the object starts anew.
+  std::array<unsigned char, 32> finish();
+  std::string finish_hex();
+
+ private:
+  void* context_;
+};
+
+// A new file (an existing one is an Error), written through checked calls; close() syncs it to the
+// disk. A full disk is an Error with status 3 naming the path. Destroying an unclosed file removes
+// it. `hashed` false leaves out the SHA-256, which costs time where the processor has no
+// instructions for it.
 class OutputFile {
  public:
-  explicit OutputFile(const fs::path& path);
+  explicit OutputFile(const fs::path& path, bool hashed = true);
   ~OutputFile();
   OutputFile(const OutputFile&) = delete;
   OutputFile& operator=(const OutputFile&) = delete;
   void write(const void* data, uint64_t bytes);
   void write(std::string_view text) { write(text.data(), text.size()); }
   void close();
-  // SHA-256 of what was written, in hexadecimal. REQUIRES: closed.
+  // SHA-256 of what was written, in hexadecimal. REQUIRES: closed, hashed.
   const std::string& sha256() const { return sha256_; }
 
  private:
-  struct Hash;
   fs::path path_;
   int fd_ = -1;
-  Hash* hash_;
+  std::unique_ptr<Sha256> hash_;
   std::string sha256_;
 };
 
@@ -69,5 +101,6 @@ void create_directory_atomic(const fs::path& path,
 // SHA-256 in hexadecimal.
 std::string sha256_hex(const void* data, uint64_t bytes);
 std::string sha256_file(const fs::path& path);
+std::string to_hex(const unsigned char* data, size_t bytes);
 
 }  // namespace lorashard

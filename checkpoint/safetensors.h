@@ -2,6 +2,8 @@
 //
 // Layout: 8 bytes little-endian header length, JSON header, data. Every offset is checked: tensors
 // lie inside the file, do not overlap, leave no holes, and their size is that of dtype and shape.
+// The format does not promise that a tensor's data are aligned to its element size: aligned()
+// tells, and a reader of misaligned data copies before it casts.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +34,12 @@ class SafetensorsFile {
   const TensorInfo* find(const std::string& name) const;
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   const char* data(const TensorInfo& t) const { return file_->data() + t.offset; }
+  bool aligned(const TensorInfo& t) const {
+    return reinterpret_cast<uintptr_t>(data(t)) % static_cast<uintptr_t>(size_of(t.dtype)) == 0;
+  }
   const MappedFile& file() const { return *file_; }
+  // The map, for views that outlive this object.
+  std::shared_ptr<const MappedFile> shared_file() const { return file_; }
 
  private:
   std::shared_ptr<MappedFile> file_;
@@ -42,7 +49,8 @@ class SafetensorsFile {
 };
 
 // Streams tensors into a new file: the header is fixed first, then each tensor's bytes in the order
-// given. Memory: nothing but the caller's buffers.
+// given. The data begin at a multiple of 64 bytes. Memory: nothing but the caller's buffers.
+// `hashed` as in OutputFile.
 class SafetensorsWriter {
  public:
   struct Entry {
@@ -51,7 +59,8 @@ class SafetensorsWriter {
     std::vector<int64_t> shape;
   };
   SafetensorsWriter(const fs::path& path, const std::vector<Entry>& entries,
-                    const std::map<std::string, std::string>& metadata = {{"format", "pt"}});
+                    const std::map<std::string, std::string>& metadata = {{"format", "pt"}},
+                    bool hashed = true);
   // The next `bytes` bytes of the data. REQUIRES: entries' bytes in order, no more than their sum.
   void write(const void* data, uint64_t bytes);
   // REQUIRES: all bytes were written.
