@@ -56,7 +56,7 @@ def make_tokenizer(lines, vocab):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default=os.path.join(os.path.dirname(__file__), "base_model"))
-    parser.add_argument("--minutes", type=float, default=25, help="time for training")
+    parser.add_argument("--minutes", type=float, default=25, help="processor time for training")
     parser.add_argument("--start", metavar="DIR", help="a model that this script wrote, to train on from")
     parser.add_argument("--seed", type=int, default=0, help="order of the text; take another with --start")
     parser.add_argument("--threads", type=int, default=1)
@@ -95,11 +95,11 @@ def main():
     per_step = args.batch * args.seq_len
     print(f"{count} weights, {len(lines)} verses", flush=True)
 
-    # The schedule runs over time, not steps: warm up for 2 %, then cosine down to zero.
-    start, step, epoch, smooth = time.time(), 0, 0, None
+    # The schedule runs over processor time, not steps: warm up for 60 steps, cosine down to zero.
+    start, step, epoch, smooth = time.process_time(), 0, 0, None
     ids, at = stream(0), 0
     while True:
-        done = (time.time() - start) / (60 * args.minutes)
+        done = (time.process_time() - start) / (60 * args.minutes)
         if done >= 1:
             break
         scale = min(1.0, (step + 1) / 60) * 0.5 * (1 + math.cos(math.pi * done))
@@ -118,7 +118,7 @@ def main():
         smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
         step += 1
         if step % 50 == 0:
-            print(f"step {step} epoch {epoch} loss {smooth:.3f} {step * per_step / (time.time() - start):.0f} tokens/s",
+            print(f"step {step} epoch {epoch} loss {smooth:.3f} {step * per_step / (time.process_time() - start):.0f} tokens/s",
                   flush=True)
 
     model.eval()
