@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <map>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,12 +19,23 @@ struct AdapterConfig {
   std::vector<std::string> target_modules;  // names or suffixes; one regex if target_regex
   bool target_regex = false;                // PEFT: target_modules is a single string
   std::vector<std::string> exclude_modules;
-  bool use_rslora = false;  // scale alpha / sqrt(r)
+  bool exclude_regex = false;  // PEFT: exclude_modules is a single string
+  bool use_rslora = false;     // scale alpha / sqrt(r)
+  // Regular expressions that match the end of a module's name, from a dot on. The first match in
+  // the order of the map decides.
   std::map<std::string, int64_t> rank_pattern;
   std::map<std::string, double> alpha_pattern;
   std::string base_model;   // base_model_name_or_path
-  std::string base_digest;  // ours: "lorashard_base_digest"; empty in adapters made elsewhere
+  std::string base_digest;  // ours: metadata "lorashard_base_digest" of adapter_model.safetensors,
+                            // where PEFT does not look; empty in adapters made elsewhere
+
+  bool operator==(const AdapterConfig&) const = default;
 };
+
+// The rank and alpha of one module: those of the first pattern that matches, else the common ones.
+// Errors (status 2) name a pattern that is no regular expression.
+int64_t module_rank(const AdapterConfig& config, const std::string& module);
+double module_alpha(const AdapterConfig& config, const std::string& module);
 
 // One module's factors in fp32, row-major: a (rank, in), b (out, rank).
 struct AdapterModule {
@@ -43,18 +53,32 @@ struct Adapter {
 
 // Reads and checks DIR: every setting that changes the mathematics and is not supported is refused
 // by name; every factor has its partner, fits the base (module names and shapes of `modules`), and
-// is finite. Errors (status 2) read "FILE: what" or "FILE: TENSOR: what".
+// is finite; target_modules matches exactly the modules that have factors. F32, BF16 and F16 are
+// read. Modules come in the order of `modules`. Errors (status 2) read "FILE: what" or
+// "FILE: TENSOR: what".
 Adapter read_adapter(const fs::path& dir, const std::vector<LinearModule>& modules);
 
 // Writes adapter_config.json and adapter_model.safetensors (fp32) into the existing directory
-// `dir`, as PEFT reads them. Returns file name -> SHA-256.
+// `dir`, as PEFT reads them. "all-linear" is written as the names that it stood for. Returns file
+// name -> SHA-256.
 std::map<std::string, std::string> write_adapter(const fs::path& dir, const Adapter& adapter);
 
-// The modules that PEFT would adapt: `targets` are names or dotted suffixes, or one regex that must
-// match the whole name, or "all-linear". `excluded` likewise. Errors: none matches, by name.
+// The modules that PEFT would adapt, in the order of `modules`: `targets` are names or dotted
+// suffixes, or one regex (Python's syntax) that must match the whole name, or "all-linear" alone.
+// `excluded` likewise (without "all-linear"). `where` names the setting in errors (status 2): no
+// match; a target that names or matches something that is not a linear layer of a block, such as
+// lm_head, embed_tokens or a norm; a broken regex.
 std::vector<LinearModule> match_targets(const std::vector<LinearModule>& modules,
                                         const std::vector<std::string>& targets, bool regex,
                                         const std::vector<std::string>& excluded,
-                                        const std::string& where);
+                                        const std::string& where, bool exclude_regex = false);
+
+// The modules that the factors in DIR/adapter_model.safetensors belong to, with the sizes that they
+// have: stands in for the base where there is none. Layer and split are not filled in.
+std::vector<LinearModule> modules_of_factors(const fs::path& dir);
+
+// What the adapter in `dir` is, line by line, for `inspect`. Checks all that can be checked without
+// its base. Errors as read_adapter.
+std::vector<std::string> inspect_adapter(const fs::path& dir);
 
 }  // namespace lorashard

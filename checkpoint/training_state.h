@@ -1,5 +1,14 @@
 // Training checkpoints: RUN/checkpoints/step-NNNNNN/ with the adapter in PEFT's layout, the fp32
 // training state, and a manifest with the SHA-256 of every file. No file knows a layout.
+//
+//   adapter_config.json, adapter_model.safetensors   fp32 factors, as PEFT reads them
+//   trainer_state.safetensors                        for each module M, all fp32:
+//       M.lora_A.weight, M.lora_A.exp_avg, M.lora_A.exp_avg_sq, and the same for lora_B
+//   manifest.textproto                               TrainingManifest (manifest.proto)
+//
+// RUN/checkpoints/latest holds the name of the newest one, for people and scripts. Loading goes by
+// the numbers instead: `latest` is written after the rename, so a run that is killed between the
+// two leaves a whole checkpoint that `latest` does not name yet.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +29,8 @@ struct TrainingCounters {
   std::string base_digest;
   std::string data_digest;    // of the training data; empty if unknown
   std::string config_digest;  // of the settings that fix the mathematics
+
+  bool operator==(const TrainingCounters&) const = default;
 };
 
 // Moments of each factor, in the order of Adapter::modules: A then B of each module.
@@ -30,9 +41,13 @@ struct TrainingState {
 };
 
 // Writes RUN/checkpoints/step-NNNNNN in one rename after fsync, then RUN/checkpoints/latest;
-// removes all but the newest `keep_last` (0 keeps all). On any failure nothing but whole
-// checkpoints remains. REQUIRES: called by one rank.
-void save_checkpoint(const fs::path& run_dir, const TrainingState& state, int64_t keep_last);
+// removes what killed runs left half-written and all but the newest `keep_last` checkpoints up to
+// this step (0 keeps all). One that stands under the same number (damaged, and passed over when the
+// run resumed) is replaced. On any failure nothing but whole checkpoints remains: Error, status 3.
+// A file that cannot be removed is no failure: returns one line for each. REQUIRES: called by one
+// rank.
+std::vector<std::string> save_checkpoint(const fs::path& run_dir, const TrainingState& state,
+                                         int64_t keep_last);
 
 struct LoadedCheckpoint {
   TrainingState state;
@@ -45,5 +60,12 @@ struct LoadedCheckpoint {
 // status 2.
 std::optional<LoadedCheckpoint> load_newest_checkpoint(const fs::path& run_dir,
                                                        const std::vector<LinearModule>& modules);
+
+// Whether `dir` is the directory of one checkpoint (it may be damaged).
+bool is_checkpoint(const fs::path& dir);
+
+// What the checkpoint in `dir` is, line by line, for `inspect`. Checks the inventory, every digest
+// and all values; Error (status 2) names what is damaged.
+std::vector<std::string> inspect_checkpoint(const fs::path& dir);
 
 }  // namespace lorashard

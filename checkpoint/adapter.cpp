@@ -1,0 +1,308 @@
+#include "checkpoint/adapter.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <optional>
+#include <set>
+
+#include "checkpoint/pattern.h"
+#include "checkpoint/peft_config.h"
+#include "checkpoint/safetensors.h"
+#include "configs/error.h"
+#include "kernels/float_types.h"
+
+namespace lorashard {
+namespace {
+
+constexpr const char* kConfigFile = "adapter_config.json";
+constexpr const char* kWeightsFile = "adapter_model.safetensors";
+constexpr const char* kPrefix = "base_model.model.";  // PEFT's wrapping of the model
+constexpr const char* kDigestKey = "lorashard_base_digest";
+
+// PEFT's get_pattern_key: re.match(rf"(.*\.)?({key})$", module), the first pattern decides.
+template <class T>
+class PatternTable {
+ public:
+  template <class Patterns>
+  PatternTable(const Patterns& patterns, T otherwise, const std::string& where)
+      : otherwise_(otherwise) {
+    for (const auto& [key, value] : patterns)
+      table_.emplace_back(Pattern("(.*\\.)?(" + key + ")$", where), value);
+  }
+  T of(const std::string& module) const {
+    for (const auto& [pattern, value] : table_)
+      if (pattern.matches_start(module)) return value;
+    return otherwise_;
+  }
+
+ private:
+  std::vector<std::pair<Pattern, T>> table_;
+  T otherwise_;
+};
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text = "(";
+  for (size_t i = 0; i < shape.size(); ++i)
+    text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + ")";
+}
+
+// "q_proj" of module X and 'A' for base_model.model.X.lora_A.weight; some tools leave the adapter's
+// name in: lora_A.default.weight.
+struct FactorName {
+  std::string module;
+  char factor;
+};
+std::optional<FactorName> parse_factor_name(const std::string& tensor) {
+  if (!tensor.starts_with(kPrefix)) return std::nullopt;
+  const std::string rest = tensor.substr(std::strlen(kPrefix));
+  for (const char factor : {'A', 'B'})
+    for (const char* end : {".weight", ".default.weight"}) {
+      const std::string suffix = std::string(".lora_") + factor + end;
+      if (rest.ends_with(suffix))
+        return FactorName{rest.substr(0, rest.size() - suffix.size()), factor};
+    }
+  return std::nullopt;
+}
+
+std::string factor_name(const std::string& module, char factor) {
+  return kPrefix + module + ".lora_" + factor + ".weight";
+}
+
+using Factors = std::map<std::string, const TensorInfo*>;  // by module
+
+// Sorts the file's tensors into A and B factors.
+void collect_factors(const SafetensorsFile& file, const std::string& path, Factors& a, Factors& b) {
+  for (const TensorInfo& t : file.tensors()) {
+    const auto name = parse_factor_name(t.name);
+    if (!name)
+      fail_input(path + ": " + t.name,
+                 "is no LoRA factor of a linear layer (base_model.model.MODULE.lora_A.weight or "
+                 "lora_B.weight was expected); nothing else is supported");
+    if (t.dtype != DType::F32 && t.dtype != DType::BF16 && t.dtype != DType::F16)
+      fail_input(path + ": " + t.name,
+                 "is stored as " + std::string(name_of(t.dtype)) + "; F32, BF16 or F16 is expected");
+    if (!(name->factor == 'A' ? a : b).emplace(name->module, &t).second)
+      fail_input(path + ": " + t.name, "is a second lora_" + std::string(1, name->factor) +
+                                           " of the same module; one is expected");
+  }
+}
+
+std::vector<float> read_factor(const SafetensorsFile& file, const std::string& path,
+                               const TensorInfo& t, int64_t rows, int64_t cols) {
+  const std::vector<int64_t> expected = {rows, cols};
+  if (t.shape != expected)
+    fail_input(path + ": " + t.name, "has the shape " + shape_text(t.shape) + "; the base and the " +
+                                         "rank in adapter_config.json ask for " +
+                                         shape_text(expected));
+  std::vector<float> values(static_cast<size_t>(rows * cols));
+  for (size_t i = 0; i < values.size(); ++i) {
+    values[i] = load_scalar(file.data(t), t.dtype, int64_t(i));
+    if (!std::isfinite(values[i]))
+      fail_input(path + ": " + t.name, "holds a value that is not finite (element " +
+                                           std::to_string(i) + "); the adapter is damaged");
+  }
+  return values;
+}
+
+std::string read_peft_text(const fs::path& dir) {
+  std::error_code ec;
+  if (!fs::exists(dir / kConfigFile, ec))
+    fail_input(dir.string(),
+               "holds no adapter_config.json; the directory of a PEFT adapter was expected");
+  return read_text(dir / kConfigFile);
+}
+
+SafetensorsFile open_weights(const fs::path& dir) {
+  std::error_code ec;
+  if (!fs::exists(dir / kWeightsFile, ec)) {
+    if (fs::exists(dir / "adapter_model.bin", ec))
+      fail_input((dir / "adapter_model.bin").string(),
+                 "is a pickle file, which is not read because it can run code; save the adapter "
+                 "with safe_serialization=True, which gives adapter_model.safetensors");
+    fail_input(dir.string(), "holds no adapter_model.safetensors");
+  }
+  return SafetensorsFile::open(dir / kWeightsFile);
+}
+
+// The configuration under which PEFT gives each module the rank and alpha that it has here. Only
+// where the patterns do not say so already (PEFT tries them in the order of its file, ours are
+// sorted) are they replaced by whole module names.
+AdapterConfig settle_patterns(const Adapter& adapter) {
+  AdapterConfig c = adapter.config;
+  const PatternTable<int64_t> ranks(c.rank_pattern, c.rank, "rank_pattern");
+  const PatternTable<double> alphas(c.alpha_pattern, c.alpha, "alpha_pattern");
+  const auto said = [&](const AdapterModule& m) {
+    return ranks.of(m.name) == m.rank && alphas.of(m.name) == m.alpha;
+  };
+  if (std::all_of(adapter.modules.begin(), adapter.modules.end(), said)) return c;
+  c.rank_pattern.clear();
+  c.alpha_pattern.clear();
+  for (const AdapterModule& m : adapter.modules) {
+    if (m.rank != c.rank) c.rank_pattern[m.name] = m.rank;
+    if (m.alpha != c.alpha) c.alpha_pattern[m.name] = m.alpha;
+  }
+  return c;
+}
+
+}  // namespace
+
+int64_t module_rank(const AdapterConfig& config, const std::string& module) {
+  return PatternTable<int64_t>(config.rank_pattern, config.rank, "rank_pattern").of(module);
+}
+
+double module_alpha(const AdapterConfig& config, const std::string& module) {
+  return PatternTable<double>(config.alpha_pattern, config.alpha, "alpha_pattern").of(module);
+}
+
+double Adapter::scaling(const AdapterModule& m) const {
+  return config.use_rslora ? m.alpha / std::sqrt(double(m.rank)) : m.alpha / double(m.rank);
+}
+
+Adapter read_adapter(const fs::path& dir, const std::vector<LinearModule>& modules) {
+  const std::string config_path = (dir / kConfigFile).string();
+  const std::string path = (dir / kWeightsFile).string();
+  const PeftConfig peft = parse_peft_config(read_peft_text(dir), config_path);
+  const SafetensorsFile file = open_weights(dir);
+  Factors a, b;
+  collect_factors(file, path, a, b);
+
+  Adapter adapter;
+  adapter.config = peft.config;
+  if (const auto it = file.metadata().find(kDigestKey); it != file.metadata().end())
+    adapter.config.base_digest = it->second;
+
+  const PatternTable<int64_t> ranks(peft.rank_pattern, peft.config.rank,
+                                    config_path + ": rank_pattern");
+  const PatternTable<double> alphas(peft.alpha_pattern, peft.config.alpha,
+                                    config_path + ": alpha_pattern");
+  for (const LinearModule& m : match_peft_targets(peft, modules, config_path)) {
+    AdapterModule module{.name = m.name,
+                         .rank = ranks.of(m.name),
+                         .in_features = m.in_features,
+                         .out_features = m.out_features,
+                         .alpha = alphas.of(m.name),
+                         .a = {},
+                         .b = {}};
+    const auto take = [&](Factors& factors, char factor, int64_t rows, int64_t cols) {
+      const auto it = factors.find(m.name);
+      if (it == factors.end())
+        fail_input(path + ": " + factor_name(m.name, factor),
+                   "is missing; target_modules in adapter_config.json asks for it");
+      std::vector<float> values = read_factor(file, path, *it->second, rows, cols);
+      factors.erase(it);
+      return values;
+    };
+    module.a = take(a, 'A', module.rank, m.in_features);
+    module.b = take(b, 'B', m.out_features, module.rank);
+    adapter.modules.push_back(std::move(module));
+  }
+  for (const Factors* rest : {&a, &b})
+    if (!rest->empty()) {
+      const auto& [module, tensor] = *rest->begin();
+      const bool known = std::any_of(modules.begin(), modules.end(),
+                                     [&](const LinearModule& m) { return m.name == module; });
+      fail_input(path + ": " + tensor->name,
+                 known ? "belongs to a module that target_modules in adapter_config.json does not "
+                         "choose; PEFT would ignore it"
+                       : "belongs to " + module + ", which is no linear layer of the base model");
+    }
+  if (!peft.layers_to_transform.empty()) {
+    adapter.config.target_modules.clear();
+    for (const AdapterModule& m : adapter.modules)
+      adapter.config.target_modules.push_back(m.name);
+    adapter.config.exclude_modules.clear();
+    adapter.config.exclude_regex = false;
+  }
+  adapter.config = settle_patterns(adapter);
+  return adapter;
+}
+
+std::map<std::string, std::string> write_adapter(const fs::path& dir, const Adapter& adapter) {
+  AdapterConfig config = settle_patterns(adapter);
+  std::string first = config.target_modules.size() == 1 ? config.target_modules[0] : "";
+  for (char& c : first) c = char(std::tolower(static_cast<unsigned char>(c)));
+  if (first == "all-linear") {  // PEFT takes it as a name when it stands in a list
+    std::set<std::string> names;
+    for (const AdapterModule& m : adapter.modules)
+      names.insert(m.name.substr(m.name.rfind('.') + 1));
+    config.target_modules = {names.begin(), names.end()};
+    config.target_regex = false;
+  }
+
+  std::map<std::string, std::string> digests;
+  OutputFile text(dir / kConfigFile);
+  text.write(format_peft_config(config));
+  text.close();
+  digests[kConfigFile] = text.sha256();
+
+  std::vector<SafetensorsWriter::Entry> entries;
+  for (const AdapterModule& m : adapter.modules) {
+    entries.push_back({factor_name(m.name, 'A'), DType::F32, {m.rank, m.in_features}});
+    entries.push_back({factor_name(m.name, 'B'), DType::F32, {m.out_features, m.rank}});
+  }
+  std::map<std::string, std::string> metadata = {{"format", "pt"}};
+  if (!config.base_digest.empty()) metadata[kDigestKey] = config.base_digest;
+  SafetensorsWriter weights(dir / kWeightsFile, entries, metadata);
+  for (const AdapterModule& m : adapter.modules) {
+    weights.write(m.a.data(), m.a.size() * sizeof(float));
+    weights.write(m.b.data(), m.b.size() * sizeof(float));
+  }
+  weights.close();
+  digests[kWeightsFile] = weights.sha256();
+  return digests;
+}
+
+std::vector<LinearModule> modules_of_factors(const fs::path& dir) {
+  const std::string path = (dir / kWeightsFile).string();
+  const SafetensorsFile file = open_weights(dir);
+  Factors a, b;
+  collect_factors(file, path, a, b);
+  std::vector<LinearModule> modules;
+  for (const auto& [module, tensor] : a) {
+    const auto partner = b.find(module);
+    if (partner == b.end())
+      fail_input(path + ": " + factor_name(module, 'B'), "is missing; its lora_A is there");
+    if (tensor->shape.size() != 2 || partner->second->shape.size() != 2)
+      fail_input(path + ": " + tensor->name, "is no pair of matrices");
+    modules.push_back({module, 0, partner->second->shape[0], tensor->shape[1], Split::None});
+  }
+  return modules;
+}
+
+std::vector<std::string> inspect_adapter(const fs::path& dir) {
+  const Adapter adapter = read_adapter(dir, modules_of_factors(dir));
+  const AdapterConfig& c = adapter.config;
+
+  int64_t weights = 0, low = c.rank, high = c.rank;
+  for (const AdapterModule& m : adapter.modules) {
+    weights += int64_t(m.a.size() + m.b.size());
+    low = std::min(low, m.rank);
+    high = std::max(high, m.rank);
+  }
+  std::string targets;
+  for (const std::string& t : c.target_modules) targets += (targets.empty() ? "" : ", ") + t;
+  const auto number = [](double v) {
+    std::string s = std::to_string(v);
+    s.erase(s.find_last_not_of('0') + 1);
+    if (s.back() == '.') s.pop_back();
+    return s;
+  };
+  return {
+      "LoRA adapter (PEFT layout): " + dir.string(),
+      "rank " + (low == high ? std::to_string(low)
+                             : std::to_string(low) + " to " + std::to_string(high)) +
+          ", alpha " + number(c.alpha) + ", dropout " + number(c.dropout) +
+          (c.use_rslora ? ", scaled by alpha / sqrt(rank)" : ", scaled by alpha / rank"),
+      "target modules: " + targets,
+      std::to_string(adapter.modules.size()) + " modules, " + std::to_string(weights) +
+          " weights, all finite",
+      "base model: " + (c.base_model.empty() ? "not named" : c.base_model),
+      "base digest: " + (c.base_digest.empty() ? "none (made elsewhere)" : c.base_digest),
+      std::string(kWeightsFile) + " SHA-256 " + sha256_file(dir / kWeightsFile),
+      std::string(kConfigFile) + " SHA-256 " + sha256_file(dir / kConfigFile),
+  };
+}
+
+}  // namespace lorashard

@@ -1,0 +1,267 @@
+#include "checkpoint/training_state.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <stdexcept>
+
+#include "checkpoint/safetensors.h"
+#include "checkpoint/training_manifest.h"
+#include "configs/error.h"
+
+namespace lorashard {
+namespace {
+
+constexpr const char* kStateFile = "trainer_state.safetensors";
+constexpr const char* kStepPrefix = "step-";
+
+fs::path checkpoints_dir(const fs::path& run_dir) { return run_dir / "checkpoints"; }
+
+std::string step_name(int64_t step) {
+  char name[32];
+  std::snprintf(name, sizeof name, "%s%06lld", kStepPrefix, static_cast<long long>(step));
+  return name;
+}
+
+// The step of "step-000100"; nothing for any other name.
+std::optional<int64_t> step_of(const std::string& name) {
+  if (!name.starts_with(kStepPrefix)) return std::nullopt;
+  const std::string digits = name.substr(std::strlen(kStepPrefix));
+  if (digits.empty() || digits.size() > 18 ||
+      digits.find_first_not_of("0123456789") != std::string::npos)
+    return std::nullopt;
+  const int64_t step = std::stoll(digits);
+  if (name != step_name(step)) return std::nullopt;
+  return step;
+}
+
+// Steps that have a directory, newest first.
+std::vector<int64_t> list_steps(const fs::path& dir) {
+  std::vector<int64_t> steps;
+  std::error_code ec;
+  for (const auto& entry : fs::directory_iterator(dir, ec))
+    if (const auto step = step_of(entry.path().filename().string())) steps.push_back(*step);
+  std::sort(steps.begin(), steps.end(), std::greater<>());
+  return steps;
+}
+
+// Every tensor of trainer_state.safetensors, in file order: name, shape, and the values in `state`,
+// which may be const or not.
+template <class State, class Visit>
+void for_each_tensor(State& state, const Visit& visit) {
+  for (size_t i = 0; i < state.adapter.modules.size(); ++i) {
+    auto& m = state.adapter.modules[i];
+    const auto factor = [&](const char* name, auto& values, size_t index,
+                            std::vector<int64_t> shape) {
+      const std::string prefix = m.name + "." + name;
+      visit(prefix + ".weight", shape, values);
+      visit(prefix + ".exp_avg", shape, state.first_moment[index]);
+      visit(prefix + ".exp_avg_sq", shape, state.second_moment[index]);
+    };
+    factor("lora_A", m.a, 2 * i, {m.rank, m.in_features});
+    factor("lora_B", m.b, 2 * i + 1, {m.out_features, m.rank});
+  }
+}
+
+std::string write_state(const fs::path& path, const TrainingState& state) {
+  std::vector<SafetensorsWriter::Entry> entries;
+  for_each_tensor(state, [&](const std::string& name, const std::vector<int64_t>& shape,
+                             const std::vector<float>& values) {
+    int64_t elements = 1;
+    for (const int64_t n : shape) elements *= n;
+    if (int64_t(values.size()) != elements)
+      throw std::logic_error("save_checkpoint: " + name + " does not have its shape's size");
+    entries.push_back({name, DType::F32, shape});
+  });
+  SafetensorsWriter out(path, entries, {{"format", "lorashard trainer state"}});
+  for_each_tensor(state, [&](const std::string&, const std::vector<int64_t>&,
+                             const std::vector<float>& values) {
+    out.write(values.data(), values.size() * sizeof(float));
+  });
+  out.close();
+  return out.sha256();
+}
+
+// Fills the moments of `state`, whose adapter is already read.
+void read_state(const fs::path& path, TrainingState& state) {
+  const SafetensorsFile file = SafetensorsFile::open(path);
+  state.first_moment.resize(2 * state.adapter.modules.size());
+  state.second_moment.resize(2 * state.adapter.modules.size());
+  size_t seen = 0;
+  for_each_tensor(state, [&](const std::string& name, const std::vector<int64_t>& shape,
+                             std::vector<float>& values) {
+    const std::string where = path.string() + ": " + name;
+    const TensorInfo* t = file.find(name);
+    if (!t) fail_input(where, "is missing");
+    if (t->dtype != DType::F32 || t->shape != shape)
+      fail_input(where, "has another type or shape than the factor");
+    ++seen;
+    std::vector<float> read(t->bytes / sizeof(float));
+    std::memcpy(read.data(), file.data(*t), t->bytes);
+    const bool squares = name.ends_with("_sq");
+    for (const float v : read)
+      if (!std::isfinite(v) || (squares && v < 0))
+        fail_input(where, squares ? "holds a value that is negative or not finite"
+                                  : "holds a value that is not finite");
+    if (name.ends_with(".weight") &&
+        std::memcmp(read.data(), values.data(), read.size() * sizeof(float)) != 0)
+      fail_input(where, "differs from the same factor in adapter_model.safetensors");
+    values = std::move(read);
+  });
+  if (seen != file.tensors().size())
+    fail_input(path.string(), "holds tensors of other factors than the adapter's");
+}
+
+TrainingState load_checkpoint(const fs::path& dir, const std::vector<LinearModule>& modules) {
+  const TrainingManifest m = verify_training_manifest(dir);
+  TrainingState state;
+  state.counters = {.step = m.step(),
+                    .sequences_consumed = m.sequences_consumed(),
+                    .tokens = m.tokens(),
+                    .seed = m.seed(),
+                    .base_digest = m.base_digest(),
+                    .data_digest = m.data_digest(),
+                    .config_digest = m.config_digest()};
+  state.adapter = read_adapter(dir, modules);
+  read_state(dir / kStateFile, state);
+  return state;
+}
+
+// What an error says about `dir`, without the path of the directory that the reader knows.
+std::string within(const fs::path& dir, const std::string& message) {
+  const std::string prefix = dir.string() + "/";
+  return message.starts_with(prefix) ? message.substr(prefix.size()) : message;
+}
+
+// Removes `path` in two steps, so that a run killed meanwhile leaves no part of a checkpoint under
+// a checkpoint's name. Says so if it cannot.
+void remove_directory(const fs::path& path, std::vector<std::string>& notes) {
+  const fs::path aside = path.parent_path() / ("." + path.filename().string() + ".removed");
+  std::error_code ec;
+  fs::remove_all(aside, ec);
+  fs::rename(path, aside, ec);
+  if (!ec) fs::remove_all(aside, ec);
+  if (ec) notes.push_back(path.string() + ": cannot be removed: " + ec.message());
+}
+
+// Hidden names are ours: what create_directory_atomic, write_file_atomic and remove_directory leave
+// when a run is killed. No other process writes here.
+void remove_leftovers(const fs::path& dir, std::vector<std::string>& notes) {
+  std::vector<fs::path> leftovers;
+  std::error_code ec;
+  for (const auto& entry : fs::directory_iterator(dir, ec)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with(".step-") || name.starts_with(".latest")) leftovers.push_back(entry.path());
+  }
+  for (const fs::path& path : leftovers) {
+    fs::remove_all(path, ec);
+    if (ec) notes.push_back(path.string() + ": cannot be removed: " + ec.message());
+  }
+}
+
+}  // namespace
+
+std::vector<std::string> save_checkpoint(const fs::path& run_dir, const TrainingState& state,
+                                         int64_t keep_last) {
+  const fs::path dir = checkpoints_dir(run_dir);
+  const std::string name = step_name(state.counters.step);
+  std::vector<std::string> notes;
+  std::error_code ec;
+  fs::create_directories(dir, ec);
+  if (ec) fail_run(dir.string(), "cannot be created: " + ec.message());
+  remove_leftovers(dir, notes);
+
+  const auto fill = [&](const fs::path& temporary) {
+    std::map<std::string, std::string> digests = write_adapter(temporary, state.adapter);
+    digests[kStateFile] = write_state(temporary / kStateFile, state);
+    write_training_manifest(temporary, state.counters, digests);
+  };
+  const fs::path target = dir / name;
+  if (fs::exists(target, ec)) {
+    // The new one is whole before the old one goes.
+    const fs::path fresh = dir / ("." + name + ".new");
+    create_directory_atomic(fresh, fill);
+    remove_directory(target, notes);
+    fs::rename(fresh, target, ec);
+    if (ec) fail_run(target.string(), "cannot be replaced: " + ec.message());
+  } else {
+    create_directory_atomic(target, fill);
+  }
+  write_file_atomic(dir / "latest", name + "\n");
+
+  if (keep_last > 0) {
+    int64_t kept = 0;
+    for (const int64_t step : list_steps(dir))
+      if (step <= state.counters.step && ++kept > keep_last)
+        remove_directory(dir / step_name(step), notes);
+  }
+  return notes;
+}
+
+std::optional<LoadedCheckpoint> load_newest_checkpoint(const fs::path& run_dir,
+                                                       const std::vector<LinearModule>& modules) {
+  const fs::path dir = checkpoints_dir(run_dir);
+  const std::vector<int64_t> steps = list_steps(dir);
+  std::vector<std::string> damaged;
+  for (const int64_t step : steps) {
+    const std::string name = step_name(step);
+    try {
+      LoadedCheckpoint loaded{load_checkpoint(dir / name, modules), dir / name, {}};
+      if (loaded.state.counters.step != step)
+        fail_input(kManifestFile, "is that of step " + std::to_string(loaded.state.counters.step));
+      for (const std::string& note : damaged)
+        loaded.notes.push_back(note + "; using " + name);
+      std::error_code ec;
+      if (fs::exists(dir / "latest", ec)) {
+        std::string latest = read_text(dir / "latest");
+        if (latest.ends_with('\n')) latest.pop_back();
+        const auto named = step_of(latest);
+        if (!named || !std::count(steps.begin(), steps.end(), *named))
+          loaded.notes.push_back("checkpoints/latest: names no checkpoint of this run; using " +
+                                 name);
+      } else {
+        loaded.notes.push_back("checkpoints/latest: is missing; using " + name);
+      }
+      return loaded;
+    } catch (const Error& e) {
+      damaged.push_back("checkpoints/" + name + ": " + within(dir / name, e.what()));
+    }
+  }
+  if (damaged.empty()) return std::nullopt;
+  std::string all;
+  for (const std::string& note : damaged) all += (all.empty() ? "" : "; ") + note;
+  fail_input(dir.string(), "no whole checkpoint is left: " + all);
+}
+
+bool is_checkpoint(const fs::path& dir) {
+  std::error_code ec;
+  return fs::exists(dir / kStateFile, ec) ||
+         (fs::is_directory(dir, ec) && step_of(fs::absolute(dir).lexically_normal().filename()));
+}
+
+std::vector<std::string> inspect_checkpoint(const fs::path& path) {
+  fs::path dir = fs::absolute(path).lexically_normal();
+  if (!dir.has_filename()) dir = dir.parent_path();
+  const TrainingManifest manifest = verify_training_manifest(dir);
+  load_checkpoint(dir, modules_of_factors(dir));
+  std::vector<std::string> adapter = inspect_adapter(dir);
+  const auto or_none = [](const std::string& s) { return s.empty() ? "unknown" : s; };
+  std::vector<std::string> lines = {
+      "training checkpoint: " + dir.string(),
+      "step " + std::to_string(manifest.step()) + ", " +
+          std::to_string(manifest.sequences_consumed()) + " sequences, " +
+          std::to_string(manifest.tokens()) + " tokens, seed " + std::to_string(manifest.seed()),
+      "base digest: " + or_none(manifest.base_digest()),
+      "data digest: " + or_none(manifest.data_digest()),
+      "config digest: " + or_none(manifest.config_digest()),
+  };
+  for (const FileDigest& file : manifest.file())
+    lines.push_back(file.name() + ": " + std::to_string(file.bytes()) + " bytes, SHA-256 " +
+                    file.sha256() + ", verified");
+  lines.insert(lines.end(), adapter.begin(), adapter.end());
+  return lines;
+}
+
+}  // namespace lorashard
