@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "configs/error.h"
+#include "parallel/agree.h"
 
 namespace lorashard {
 namespace {
@@ -78,82 +79,10 @@ int64_t hash_and_scan(Sha256& hash, const char* data, int64_t bytes, DType dtype
   return bad;
 }
 
-}  // namespace
-
-void run_together(Communicator& world, const std::function<void()>& work) {
-  struct Outcome {
-    int status = 0;
-    char text[1020] = {};
-  } mine;
-  const auto keep = [&](int status, const char* text) {
-    mine.status = status;
-    std::strncpy(mine.text, text, sizeof mine.text - 1);
-  };
-  try {
-    work();
-  } catch (const Error& e) {
-    keep(e.exit_status, e.what());
-  } catch (const std::exception& e) {
-    keep(kExitFailure, e.what());
-  }
-  std::vector<Outcome> all(static_cast<size_t>(world.size()));
-  world.all_gather(&mine, all.data(), sizeof mine, "outcome");
-  for (const Outcome& o : all)
-    if (o.status != 0) throw Error(o.status, "", o.text);
-}
-
-void run_in_threads(int64_t count, int ranks, const std::function<void(int64_t)>& work) {
-  std::atomic<int64_t> next{0};
-  std::exception_ptr failure;
-  std::mutex mutex;
-  const auto loop = [&] {
-    try {
-      for (int64_t i; (i = next++) < count;) work(i);
-    } catch (...) {
-      next = count;
-      const std::lock_guard lock(mutex);
-      if (!failure) failure = std::current_exception();
-    }
-  };
-  std::vector<std::thread> helpers;
-  const int64_t threads = std::min<int64_t>(threads_for(ranks), count);
-  for (int64_t i = 1; i < threads; ++i) helpers.emplace_back(loop);
-  loop();
-  for (std::thread& t : helpers) t.join();
-  if (failure) std::rethrow_exception(failure);
-}
-
-int64_t find_non_finite(const void* data, int64_t elements, DType dtype) {
-  switch (dtype) {
-    case DType::F32:
-      return find_exponent<uint32_t>(data, elements, 0x7f800000u);
-    case DType::BF16:
-      return find_exponent<uint16_t>(data, elements, 0x7f80);
-    case DType::F16:
-      return find_exponent<uint16_t>(data, elements, 0x7c00);
-    default:
-      return -1;
-  }
-}
-
-std::string combine_digests(const std::vector<BaseModel::Tensor>& tensors,
-                            const std::vector<Digest>& digests) {
-  std::map<std::string, size_t> by_name;
-  for (size_t i = 0; i < tensors.size(); ++i) by_name[tensors[i].name] = i;
-  Sha256 hash;
-  for (const auto& [name, i] : by_name) {
-    const BaseModel::Tensor& t = tensors[i];
-    std::string shape = std::to_string(t.shape[0]);
-    if (t.shape.size() == 2) shape += "x" + std::to_string(t.shape[1]);
-    hash.update(name + " " + std::string(name_of(t.dtype)) + " " + shape + " " +
-                to_hex(digests[i].data(), digests[i].size()) + "\n");
-  }
-  return hash.finish_hex();
-}
-
-std::vector<Digest> tensor_digests(const BaseStorage& storage,
-                                   const std::vector<BaseModel::Tensor>& tensors,
-                                   Communicator& world) {
+// Digest of every tensor of a Hugging Face directory; refuses values that are not finite.
+std::vector<Digest> hash_tensors(const BaseStorage& storage,
+                                 const std::vector<BaseModel::Tensor>& tensors,
+                                 Communicator& world) {
   // Rank 0 alone looks into the cache, so that all ranks agree on what is left to do.
   std::vector<std::vector<size_t>> of_file(storage.files.size());
   std::vector<std::vector<std::string>> keys(storage.files.size());
@@ -185,7 +114,8 @@ std::vector<Digest> tensor_digests(const BaseStorage& storage,
       chunks.push_back({i, at, std::min(bytes, at + kChunk)});
   }
   // Chunk c belongs to rank c / share: neighbouring ranks read neighbouring parts of the disk.
-  const auto ranks = static_cast<int64_t>(world.size()), count = static_cast<int64_t>(chunks.size());
+  const auto ranks = static_cast<int64_t>(world.size()),
+             count = static_cast<int64_t>(chunks.size());
   const int64_t share = (count + ranks - 1) / ranks;
   struct Result {
     Digest digest{};
@@ -235,11 +165,11 @@ std::vector<Digest> tensor_digests(const BaseStorage& storage,
   return digests;
 }
 
+// Verifies the SHA-256 of every file of a base shard set.
 void verify_shard_files(const std::string& path, const BaseStorage& storage, Communicator& world) {
   const auto& listed = storage.manifest->file();
   std::map<std::string, const SafetensorsFile*> mapped;
-  for (const SafetensorsFile& f : storage.files)
-    mapped[f.file().path().filename().string()] = &f;
+  for (const SafetensorsFile& f : storage.files) mapped[f.file().path().filename().string()] = &f;
   const std::vector<std::string> key{"file"};
   const auto identity = [&](int i) {
     const auto it = mapped.find(listed[i].name());
@@ -260,7 +190,7 @@ void verify_shard_files(const std::string& path, const BaseStorage& storage, Com
   for (int i = 0; i < listed.size(); ++i)
     if (!known[static_cast<size_t>(i)]) todo.push_back(i);
 
-  run_together(world, [&] {
+  run_agreed(world, [&] {
     std::vector<int> mine;
     for (size_t k = 0; k < todo.size(); ++k)
       if (static_cast<int>(k) % world.size() == world.rank()) mine.push_back(todo[k]);
@@ -286,6 +216,72 @@ void verify_shard_files(const std::string& path, const BaseStorage& storage, Com
       remember_digests(name, before, key, {digest});
     });
   });
+}
+
+}  // namespace
+
+void run_in_threads(int64_t count, int ranks, const std::function<void(int64_t)>& work) {
+  std::atomic<int64_t> next{0};
+  std::exception_ptr failure;
+  std::mutex mutex;
+  const auto loop = [&] {
+    try {
+      for (int64_t i; (i = next++) < count;) work(i);
+    } catch (...) {
+      next = count;
+      const std::lock_guard lock(mutex);
+      if (!failure) failure = std::current_exception();
+    }
+  };
+  std::vector<std::thread> helpers;
+  const int64_t threads = std::min<int64_t>(threads_for(ranks), count);
+  for (int64_t i = 1; i < threads; ++i) helpers.emplace_back(loop);
+  loop();
+  for (std::thread& t : helpers) t.join();
+  if (failure) std::rethrow_exception(failure);
+}
+
+int64_t find_non_finite(const void* data, int64_t elements, DType dtype) {
+  switch (dtype) {
+    case DType::F32:
+      return find_exponent<uint32_t>(data, elements, 0x7f800000u);
+    case DType::BF16:
+      return find_exponent<uint16_t>(data, elements, 0x7f80);
+    case DType::F16:
+      return find_exponent<uint16_t>(data, elements, 0x7c00);
+    default:
+      return -1;
+  }
+}
+
+std::string combine_digests(const std::vector<BaseModel::Tensor>& tensors,
+                            const std::vector<Digest>& digests) {
+  std::map<std::string, size_t> by_name;
+  for (size_t i = 0; i < tensors.size(); ++i) by_name[tensors[i].name] = i;
+  Sha256 hash;
+  for (const auto& [name, i] : by_name) {
+    const BaseModel::Tensor& t = tensors[i];
+    std::string shape = std::to_string(t.shape[0]);
+    if (t.shape.size() == 2) shape.append("x").append(std::to_string(t.shape[1]));
+    hash.update(name + " " + std::string(name_of(t.dtype)) + " " + shape + " " +
+                to_hex(digests[i].data(), digests[i].size()) + "\n");
+  }
+  return hash.finish_hex();
+}
+
+std::vector<Digest> tensor_digests(const BaseModel& base, Communicator& world) {
+  if (!base.is_shard_set()) return hash_tensors(base.storage(), base.tensors(), world);
+  // The manifest's digests are those of the bytes once every file is the one that was written.
+  verify_shard_files(base.path(), base.storage(), world);
+  std::map<std::string, Digest> listed;
+  for (const auto& t : base.storage().manifest->tensor()) parse_hex(t.digest(), listed[t.name()]);
+  std::vector<Digest> digests;
+  for (const BaseModel::Tensor& t : base.tensors()) digests.push_back(listed.at(t.name));
+  return digests;
+}
+
+std::string BaseModel::digest(Communicator& world) const {
+  return combine_digests(tensors_, tensor_digests(*this, world));
 }
 
 }  // namespace lorashard
