@@ -42,6 +42,11 @@ int open_regular(const fs::path& path, struct stat& st) {
   return fd;
 }
 
+FileIdentity identity_of(const struct stat& st) {
+  return {static_cast<uint64_t>(st.st_size), st.st_ino, st.st_dev,
+          st.st_mtim.tv_sec * 1'000'000'000 + st.st_mtim.tv_nsec};
+}
+
 void sync_path(const fs::path& path, int flags) {
   const Descriptor d{::open(path.c_str(), flags | O_CLOEXEC)};
   if (d.fd < 0) fail_run(path.string(), "cannot be opened for syncing: " + reason(errno));
@@ -66,10 +71,17 @@ constexpr uint64_t kFaultAround = 64 * 1024;  // Linux maps the cached pages aro
 
 }  // namespace
 
+FileIdentity identify_file(const fs::path& path) {
+  struct stat st {};
+  if (::stat(path.c_str(), &st) != 0) return {};
+  return identity_of(st);
+}
+
 MappedFile::MappedFile(const fs::path& path) : path_(path) {
   struct stat st {};
   const Descriptor d{open_regular(path, st)};
   size_ = static_cast<uint64_t>(st.st_size);
+  identity_ = identity_of(st);
   if (size_ == 0) return;
   void* map = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, d.fd, 0);
   if (map == MAP_FAILED) fail_input(path.string(), "cannot be mapped: " + reason(errno));
@@ -83,12 +95,14 @@ MappedFile::~MappedFile() {
 MappedFile::MappedFile(MappedFile&& other) noexcept
     : path_(std::move(other.path_)),
       data_(std::exchange(other.data_, nullptr)),
-      size_(std::exchange(other.size_, 0)) {}
+      size_(std::exchange(other.size_, 0)),
+      identity_(other.identity_) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(path_, other.path_);
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
+  std::swap(identity_, other.identity_);
   return *this;
 }
 

@@ -14,6 +14,15 @@ namespace lorashard {
 
 namespace fs = std::filesystem;
 
+// What tells one state of a file from another without reading it.
+struct FileIdentity {
+  uint64_t bytes = 0, inode = 0, device = 0;
+  int64_t modified_ns = 0;
+  bool operator==(const FileIdentity&) const = default;
+};
+// Of the file that `path` names now; all zero if there is none.
+FileIdentity identify_file(const fs::path& path);
+
 // A file mapped read-only and shared, so that ranks of one host hold it once.
 class MappedFile {
  public:
@@ -25,6 +34,8 @@ class MappedFile {
   const char* data() const { return data_; }
   uint64_t size() const { return size_; }
   const fs::path& path() const { return path_; }
+  // As it was when it was mapped.
+  const FileIdentity& identity() const { return identity_; }
   // Gives the pages of [begin, end) back to the system; they return when touched.
   void release(uint64_t begin, uint64_t end) const;
 
@@ -32,6 +43,7 @@ class MappedFile {
   fs::path path_;
   const char* data_ = nullptr;
   uint64_t size_ = 0;
+  FileIdentity identity_;
 };
 
 // The whole of a small file. Input errors (status 2) unless `status` says otherwise.

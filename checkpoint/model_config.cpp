@@ -138,6 +138,7 @@ const std::set<std::string>& harmless_keys() {
       "forced_eos_token_id",
       "id2label",
       "initializer_range",
+      "is_decoder",
       "is_llama_config",
       "label2id",
       "length_penalty",
@@ -268,9 +269,9 @@ class Settings {
   void refuse_unknown(const std::set<std::string>& harmless) const {
     for (const auto& [key, v] : object_.items()) {
       if (seen_.count(key) || harmless.count(key)) continue;
-      const bool off = v.is_null() || v == json(false) || v == json(0) || v == json(1) ||
-                       ((v.is_string() || v.is_structured()) && v.empty());
-      if (v.is_string() && v.get_ref<const std::string&>().empty()) continue;
+      const bool empty =
+          v.is_string() ? v.get_ref<const std::string&>().empty() : v.is_structured() && v.empty();
+      const bool off = empty || v.is_null() || v == json(false) || v == json(0) || v == json(1);
       if (!off)
         fail(key, "is not known, and its value " + printable(v.dump().substr(0, 80)) +
                       " may change the model's mathematics; correct its name, or remove it if it "
@@ -492,6 +493,7 @@ ModelConfig parse_model_config(const std::string& json_text, const std::string& 
   c.architecture = family.architecture;
   c.hidden_size = s.size("hidden_size");
   c.layers = s.size("num_hidden_layers");
+  if (c.layers > 4096) s.fail("num_hidden_layers", "is larger than 4096");
   c.heads = s.size("num_attention_heads");
   c.kv_heads = s.size("num_key_value_heads",
                       family.default_kv_heads ? family.default_kv_heads : c.heads, c.heads);
@@ -505,11 +507,7 @@ ModelConfig parse_model_config(const std::string& json_text, const std::string& 
   c.activation = parse_activation(s);
   c.rope = parse_rope(s, source, family, c.max_position_embeddings);
   c.tied_embeddings = s.flag("tie_word_embeddings", family.default_tied);
-  c.qkv_bias =
-      parse_bias(s, "attention_bias",
-                 family.qkv_bias == Bias::Always && !s.has("attention_bias") ? Bias::Setting
-                                                                             : family.qkv_bias) ||
-      family.qkv_bias == Bias::Always;
+  c.qkv_bias = parse_bias(s, "attention_bias", family.qkv_bias);
   c.o_bias = family.o_bias == Bias::Setting && c.qkv_bias;
   c.mlp_bias = parse_bias(s, "mlp_bias", family.mlp_bias);
   c.qk_norm = family.qk_norm;
@@ -518,7 +516,8 @@ ModelConfig parse_model_config(const std::string& json_text, const std::string& 
   c.stored_dtype = parse_dtype(s);
   parse_token_ids(s, family, c);
 
-  if (c.layers > 4096) s.fail("num_hidden_layers", "is larger than 4096");
+  if (c.vocab_size < 2) s.fail("vocab_size", "must be at least 2");
+  if (c.intermediate_size < 2) s.fail("intermediate_size", "must be at least 2");
   if (c.heads % c.kv_heads != 0)
     s.fail("num_key_value_heads", std::to_string(c.kv_heads) +
                                       " does not divide num_attention_heads " +

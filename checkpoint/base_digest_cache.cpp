@@ -1,0 +1,121 @@
+// The cache of digests: one small text file for each weight file, under a name made of its absolute
+// path. Lines: a version, the path, size inode device and modification time, then "HEX KEY" for
+// each digest, last the SHA-256 of all that.
+#include <chrono>
+#include <cstdlib>
+#include <sstream>
+
+#include "checkpoint/base_digest.h"
+#include "checkpoint/json_strict.h"
+#include "configs/error.h"
+
+namespace lorashard {
+namespace {
+
+std::optional<fs::path> cache_folder() {
+  const auto from = [](const char* variable) {
+    const char* value = std::getenv(variable);
+    return fs::path(value ? value : "");
+  };
+  // The XDG specification has relative paths ignored.
+  if (const fs::path cache = from("XDG_CACHE_HOME"); cache.is_absolute())
+    return cache / "lorashard" / "digests";
+  if (const fs::path home = from("HOME"); home.is_absolute())
+    return home / ".cache" / "lorashard" / "digests";
+  return std::nullopt;
+}
+
+std::string absolute_name(const fs::path& file) {
+  std::error_code ec;
+  return fs::absolute(file, ec).lexically_normal().string();
+}
+
+std::optional<fs::path> cache_file(const fs::path& file) {
+  auto folder = cache_folder();
+  if (!folder) return std::nullopt;
+  const std::string name = absolute_name(file);
+  return *folder / sha256_hex(name.data(), name.size());
+}
+
+std::string header_of(const fs::path& file, const FileIdentity& id) {
+  std::ostringstream out;
+  out << "lorashard digests 1\n"
+      << printable(absolute_name(file)) << "\n"
+      << id.bytes << " " << id.inode << " " << id.device << " " << id.modified_ns << "\n";
+  return out.str();
+}
+
+bool parse_hex(std::string_view hex, Digest& digest) {
+  if (hex.size() != 2 * digest.size()) return false;
+  const auto nibble = [](char c) {
+    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+  };
+  for (size_t i = 0; i < digest.size(); ++i) {
+    const int high = nibble(hex[2 * i]), low = nibble(hex[2 * i + 1]);
+    if (high < 0 || low < 0) return false;
+    digest[i] = static_cast<unsigned char>(high << 4 | low);
+  }
+  return true;
+}
+
+}  // namespace
+
+std::optional<std::vector<Digest>> recall_digests(const fs::path& file,
+                                                  const FileIdentity& identity,
+                                                  const std::vector<std::string>& keys) {
+  std::string text;
+  try {
+    const auto cached = cache_file(file);
+    std::error_code ec;
+    if (!cached || !fs::exists(*cached, ec)) return std::nullopt;
+    text = read_text(*cached);
+  } catch (const Error&) {
+    return std::nullopt;
+  }
+  const std::string header = header_of(file, identity);
+  if (text.size() < header.size() + 65 || text.compare(0, header.size(), header) != 0)
+    return std::nullopt;
+  const size_t body_end = text.size() - 65;
+  if (text.compare(body_end, 65, sha256_hex(text.data(), body_end) + "\n") != 0)
+    return std::nullopt;
+  std::map<std::string, Digest> known;
+  std::istringstream lines(text.substr(header.size(), body_end - header.size()));
+  for (std::string line; std::getline(lines, line);) {
+    Digest d;
+    if (line.size() < 66 || !parse_hex(std::string_view(line).substr(0, 64), d))
+      return std::nullopt;
+    known[line.substr(65)] = d;
+  }
+  std::vector<Digest> digests;
+  for (const std::string& key : keys) {
+    const auto it = known.find(key);
+    if (it == known.end()) return std::nullopt;
+    digests.push_back(it->second);
+  }
+  return digests;
+}
+
+void remember_digests(const fs::path& file, const FileIdentity& identity,
+                      const std::vector<std::string>& keys, const std::vector<Digest>& digests) {
+  // A file changed within the clock's granularity of its own time stamp could change again without
+  // showing it; the next start will remember it.
+  const int64_t now = std::chrono::duration_cast<std::chrono::nanoseconds>(
+                          std::chrono::system_clock::now().time_since_epoch())
+                          .count();
+  constexpr int64_t kGranularity = 20'000'000;
+  if (now - identity.modified_ns < kGranularity || !(identify_file(file) == identity)) return;
+  try {
+    const auto cached = cache_file(file);
+    if (!cached) return;
+    std::string text = header_of(file, identity);
+    for (size_t i = 0; i < keys.size(); ++i)
+      text += to_hex(digests[i].data(), digests[i].size()) + " " + keys[i] + "\n";
+    text += sha256_hex(text.data(), text.size()) + "\n";
+    fs::create_directories(cached->parent_path());
+    write_file_atomic(*cached, text);
+  } catch (const std::exception&) {
+    // The cache only saves time.
+  }
+}
+
+}  // namespace lorashard
