@@ -25,7 +25,7 @@ class Stream {
   // Waits until all that was enqueued is done.
   void synchronize() {}
   // Scratch memory of at least `bytes`, 64-byte aligned, valid until the next call of scratch() on
-  // the same slot. Slots let nested kernels keep theirs. Grows, never shrinks.
+  // the same slot. Slots 0 to 5 belong to kernels/, 6 and 7 to its callers. Grows, never shrinks.
   void* scratch(int slot, size_t bytes);
 
   static constexpr int kSlots = 8;

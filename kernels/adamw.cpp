@@ -1,0 +1,37 @@
+#include "kernels/adamw.h"
+
+#include <vector>
+
+#include "kernels/cpu/table.h"
+#include "kernels/parallel_for.h"
+
+namespace lorashard {
+namespace {
+
+constexpr int64_t kChunk = 1 << 14;  // elements; a unit of work and of summation
+
+}  // namespace
+
+void adamw(Stream& stream, float* p, float* m, float* v, const float* g, int64_t n,
+           const AdamWStep& step) {
+  const CpuKernels& cpu = cpu_kernels();
+  parallel_for(stream, (n + kChunk - 1) / kChunk, 1, [&](int64_t begin, int64_t end) {
+    const int64_t i = begin * kChunk, count = std::min(n, end * kChunk) - i;
+    cpu.adamw(p + i, m + i, v + i, g + i, count, step);
+  });
+}
+
+double sum_of_squares(Stream& stream, const float* x, int64_t n) {
+  const CpuKernels& cpu = cpu_kernels();
+  const int64_t chunks = (n + kChunk - 1) / kChunk;
+  std::vector<double> sums(static_cast<size_t>(chunks));
+  parallel_for(stream, chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c)
+      sums[size_t(c)] = cpu.sum_of_squares(x + c * kChunk, std::min(kChunk, n - c * kChunk));
+  });
+  double total = 0;
+  for (double s : sums) total += s;
+  return total;
+}
+
+}  // namespace lorashard

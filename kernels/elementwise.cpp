@@ -1,0 +1,55 @@
+#include "kernels/elementwise.h"
+
+#include <cassert>
+
+#include "kernels/cpu/table.h"
+#include "kernels/parallel_for.h"
+
+namespace lorashard {
+namespace {
+
+// Below this many elements a part, waking a thread costs more than it saves.
+int64_t rows_worth_a_thread(int64_t cols) { return 16384 / std::max<int64_t>(cols, 1) + 1; }
+
+}  // namespace
+
+void convert(Stream& stream, Matrix y, ConstMatrix x) {
+  const CpuKernels& cpu = cpu_kernels();
+  assert(y.rows == x.rows && y.cols == x.cols);
+  parallel_for(stream, y.rows, rows_worth_a_thread(y.cols), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      cpu.convert(y.at(t, 0), y.dtype, x.at(t, 0), x.dtype, y.cols);
+  });
+}
+
+void fill_zero(Stream& stream, Matrix y) {
+  parallel_for(stream, y.rows, rows_worth_a_thread(y.cols), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) std::fill_n(y.at(t, 0), y.cols * size_of(y.dtype), 0);
+  });
+}
+
+void add(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b) {
+  const CpuKernels& cpu = cpu_kernels();
+  parallel_for(stream, y.rows, rows_worth_a_thread(y.cols), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      cpu.add(y.at(t, 0), y.dtype, a.at(t, 0), a.dtype, b.at(t, 0), b.dtype, y.cols);
+  });
+}
+
+void add_bias(Stream& stream, Matrix y, ConstMatrix bias) {
+  const CpuKernels& cpu = cpu_kernels();
+  parallel_for(stream, y.rows, rows_worth_a_thread(y.cols), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      cpu.add(y.at(t, 0), y.dtype, y.at(t, 0), y.dtype, bias.data, bias.dtype, y.cols);
+  });
+}
+
+void scale(Stream& stream, Matrix y, float factor) {
+  const CpuKernels& cpu = cpu_kernels();
+  parallel_for(stream, y.rows, rows_worth_a_thread(y.cols), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      cpu.scale(y.at(t, 0), y.dtype, y.at(t, 0), y.dtype, factor, y.cols);
+  });
+}
+
+}  // namespace lorashard

@@ -1,0 +1,23 @@
+#include "kernels/embedding.h"
+
+#include "kernels/cpu/table.h"
+#include "kernels/parallel_for.h"
+
+namespace lorashard {
+
+void embedding_forward(Stream& stream, Matrix y, const int32_t* ids, ConstMatrix table,
+                       int64_t first_row, float factor) {
+  const CpuKernels& cpu = cpu_kernels();
+  parallel_for(stream, y.rows, 16384 / std::max<int64_t>(y.cols, 1) + 1,
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t t = begin; t < end; ++t) {
+                   const int64_t row = ids[t] - first_row;
+                   if (row >= 0 && row < table.rows)
+                     cpu.scale(y.at(t, 0), y.dtype, table.at(row, 0), table.dtype, factor, y.cols);
+                   else
+                     std::fill_n(y.at(t, 0), y.cols * size_of(y.dtype), 0);
+                 }
+               });
+}
+
+}  // namespace lorashard

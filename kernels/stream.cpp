@@ -1,0 +1,91 @@
+#include "kernels/stream.h"
+
+#include <sched.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "configs/error.h"
+
+namespace lorashard {
+namespace {
+
+// From this size on, memory comes in whole huge pages.
+constexpr size_t kHugePage = size_t{2} << 20;
+
+size_t rounded(size_t bytes) {
+  const size_t unit = bytes >= kHugePage ? kHugePage : 4096;
+  return (bytes + unit - 1) / unit * unit;
+}
+
+// Pages are zero and take no memory before the first touch, which also places them.
+void* map_zeroed(size_t bytes) {
+  if (bytes == 0) return nullptr;
+  const size_t size = rounded(bytes);
+  if (size < bytes) fail_run("memory", "cannot allocate " + std::to_string(bytes) + " bytes");
+  // Mapped with room to align to a huge page; what sticks out is returned.
+  const size_t slack = size >= kHugePage ? kHugePage : 0;
+  void* p = mmap(nullptr, size + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (p == MAP_FAILED)
+    fail_run("memory", "cannot allocate " + std::to_string(bytes) + " bytes: " +
+                           std::strerror(errno) + "; use less memory or a machine with more");
+  if (slack) {
+    char* base = static_cast<char*>(p);
+    const size_t skip = (kHugePage - reinterpret_cast<uintptr_t>(base) % kHugePage) % kHugePage;
+    if (skip) munmap(base, skip);
+    if (skip < slack) munmap(base + skip + size, slack - skip);
+    p = base + skip;
+    madvise(p, size, MADV_HUGEPAGE);  // advice only: refusal does no harm
+  }
+  return p;
+}
+
+void unmap(void* p, size_t bytes) {
+  if (p) munmap(p, rounded(bytes));
+}
+
+int allowed_cpus() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
+  return std::max(1L, sysconf(_SC_NPROCESSORS_ONLN));
+}
+
+}  // namespace
+
+Stream::Stream(int threads) : threads_(threads > 0 ? threads : allowed_cpus()) {}
+
+Stream::~Stream() {
+  for (int i = 0; i < kSlots; ++i) unmap(scratch_[i], scratch_bytes_[i]);
+}
+
+void* Stream::scratch(int slot, size_t bytes) {
+  if (bytes > scratch_bytes_[slot]) {
+    // Doubling keeps a slowly growing user from mapping anew at every call.
+    const size_t size = std::max(bytes, std::min(2 * scratch_bytes_[slot], size_t{64} << 20));
+    unmap(std::exchange(scratch_[slot], nullptr), std::exchange(scratch_bytes_[slot], 0));
+    scratch_[slot] = map_zeroed(size);
+    scratch_bytes_[slot] = size;
+  }
+  return scratch_[slot];
+}
+
+Buffer::Buffer(Stream&, size_t bytes) : data_(map_zeroed(bytes)), bytes_(bytes) {}
+
+Buffer::~Buffer() { unmap(data_, bytes_); }
+
+Buffer::Buffer(Buffer&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+
+Buffer& Buffer::operator=(Buffer&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+}  // namespace lorashard
