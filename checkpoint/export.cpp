@@ -219,7 +219,7 @@ std::string config_with_dtype(const std::string& text, DType dtype) {
   return found && !changed ? text : config.dump(2) + "\n";
 }
 
-void copy_file(const fs::path& from, const fs::path& to) {
+void copy_companion(const fs::path& from, const fs::path& to) {
   const MappedFile in(from);
   OutputFile out(to, false);
   for (uint64_t at = 0; at < in.size(); at += kBlockBytes) {
@@ -256,7 +256,7 @@ std::vector<MergeError> export_merged(const BaseModel& base, const Adapter& adap
         dir / "config.json",
         config_with_dtype(base.config_text(), options.dtype.value_or(base.config().stored_dtype)));
     for (const std::string& file : base.companion_files())
-      copy_file(file, dir / fs::path(file).filename());
+      copy_companion(file, dir / fs::path(file).filename());
   });
   return exporter.take_errors();
 }

@@ -1,5 +1,7 @@
 #include "checkpoint/merge.h"
 
+#include <omp.h>
+
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -92,7 +94,9 @@ void narrow(void* y, const float* x, DType dtype, int64_t n) {
 RoundingError merge_rows(Matrix y, ConstMatrix w, const float* a, const float* b, int64_t rank,
                          float scale) {
   uint32_t error = 0, magnitude = 0;
-#pragma omp parallel reduction(max : error, magnitude)
+  // One processor is left to the thread that writes the block before; a few outrun any disk.
+  const int threads = std::clamp(omp_get_max_threads() - 1, 1, 8);
+#pragma omp parallel num_threads(threads) reduction(max : error, magnitude)
   {
     alignas(64) float sum[kChunk], stored[kChunk];
     float c[256];
