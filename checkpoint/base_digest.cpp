@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "configs/error.h"
+#include "parallel/agree.h"
 
 namespace lorashard {
 namespace {
@@ -78,29 +79,146 @@ int64_t hash_and_scan(Sha256& hash, const char* data, int64_t bytes, DType dtype
   return bad;
 }
 
-}  // namespace
-
-void run_together(Communicator& world, const std::function<void()>& work) {
-  struct Outcome {
-    int status = 0;
-    char text[1020] = {};
-  } mine;
-  const auto keep = [&](int status, const char* text) {
-    mine.status = status;
-    std::strncpy(mine.text, text, sizeof mine.text - 1);
-  };
-  try {
-    work();
-  } catch (const Error& e) {
-    keep(e.exit_status, e.what());
-  } catch (const std::exception& e) {
-    keep(kExitFailure, e.what());
+// Digest of every tensor of a Hugging Face directory; refuses values that are not finite.
+std::vector<Digest> hash_tensors(const BaseStorage& storage,
+                                 const std::vector<BaseModel::Tensor>& tensors,
+                                 Communicator& world) {
+  // Rank 0 alone looks into the cache, so that all ranks agree on what is left to do.
+  std::vector<std::vector<size_t>> of_file(storage.files.size());
+  std::vector<std::vector<std::string>> keys(storage.files.size());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const BasePiece& p = storage.pieces.at(tensors[i].name).front();
+    of_file[p.file].push_back(i);
+    keys[p.file].push_back(tensors[i].name);
   }
-  std::vector<Outcome> all(static_cast<size_t>(world.size()));
-  world.all_gather(&mine, all.data(), sizeof mine, "outcome");
-  for (const Outcome& o : all)
-    if (o.status != 0) throw Error(o.status, "", o.text);
+  struct Entry {
+    Digest digest{};
+    unsigned char known = 0;
+  };
+  std::vector<Entry> entries(tensors.size());
+  if (world.rank() == 0) {
+    for (size_t f = 0; f < storage.files.size(); ++f) {
+      const MappedFile& file = storage.files[f].file();
+      if (const auto known = recall_digests(file.path(), file.identity(), keys[f]))
+        for (size_t k = 0; k < known->size(); ++k) entries[of_file[f][k]] = {(*known)[k], 1};
+    }
+  }
+  world.broadcast(entries.data(), static_cast<int64_t>(entries.size() * sizeof(Entry)), 0,
+                  "remembered_digests");
+
+  std::vector<Chunk> chunks;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (entries[i].known) continue;
+    const auto bytes = static_cast<int64_t>(tensors[i].bytes());
+    for (int64_t at = 0; at < bytes; at += kChunk)
+      chunks.push_back({i, at, std::min(bytes, at + kChunk)});
+  }
+  // Chunk c belongs to rank c / share: neighbouring ranks read neighbouring parts of the disk.
+  const auto ranks = static_cast<int64_t>(world.size()),
+             count = static_cast<int64_t>(chunks.size());
+  const int64_t share = (count + ranks - 1) / ranks;
+  struct Result {
+    Digest digest{};
+    int64_t bad = -1;
+  };
+  std::vector<Result> mine(static_cast<size_t>(share)), all(static_cast<size_t>(share * ranks));
+  const int64_t first = world.rank() * share;
+  run_in_threads(std::clamp<int64_t>(count - first, 0, share), world.size(), [&](int64_t k) {
+    const Chunk& c = chunks[static_cast<size_t>(first + k)];
+    const BasePiece& p = storage.pieces.at(tensors[c.tensor].name).front();
+    const SafetensorsFile& file = storage.files[p.file];
+    Sha256 hash;
+    Result& r = mine[static_cast<size_t>(k)];
+    r.bad = hash_and_scan(hash, file.data(p.info) + c.begin, c.end - c.begin, p.info.dtype);
+    if (r.bad >= 0) r.bad += c.begin / size_of(p.info.dtype);
+    r.digest = hash.finish();
+    file.file().release(p.info.offset + static_cast<uint64_t>(c.begin),
+                        p.info.offset + static_cast<uint64_t>(c.end));
+  });
+  world.all_gather(mine.data(), all.data(), share * static_cast<int64_t>(sizeof(Result)),
+                   "chunk_digests");
+
+  std::vector<Sha256> hashes(tensors.size());
+  for (int64_t c = 0; c < count; ++c) {
+    const Result& r = all[static_cast<size_t>(c)];
+    const size_t tensor = chunks[static_cast<size_t>(c)].tensor;
+    if (r.bad >= 0) {
+      const BasePiece& p = storage.pieces.at(tensors[tensor].name).front();
+      fail_input(storage.files[p.file].file().path().string() + ": " + tensors[tensor].name,
+                 describe(tensors[tensor], r.bad));
+    }
+    hashes[tensor].update(r.digest.data(), r.digest.size());
+  }
+  std::vector<Digest> digests;
+  for (size_t i = 0; i < tensors.size(); ++i)
+    digests.push_back(entries[i].known ? entries[i].digest : hashes[i].finish());
+
+  if (world.rank() == 0) {
+    for (size_t f = 0; f < storage.files.size(); ++f) {
+      if (of_file[f].empty() || entries[of_file[f][0]].known) continue;
+      std::vector<Digest> of_this;
+      for (const size_t i : of_file[f]) of_this.push_back(digests[i]);
+      const MappedFile& file = storage.files[f].file();
+      remember_digests(file.path(), file.identity(), keys[f], of_this);
+    }
+  }
+  return digests;
 }
+
+// Verifies the SHA-256 of every file of a base shard set.
+void verify_shard_files(const std::string& path, const BaseStorage& storage, Communicator& world) {
+  const auto& listed = storage.manifest->file();
+  std::map<std::string, const SafetensorsFile*> mapped;
+  for (const SafetensorsFile& f : storage.files) mapped[f.file().path().filename().string()] = &f;
+  const std::vector<std::string> key{"file"};
+  const auto identity = [&](int i) {
+    const auto it = mapped.find(listed[i].name());
+    return it == mapped.end() ? identify_file(fs::path(path) / listed[i].name())
+                              : it->second->file().identity();
+  };
+  // Rank 0 alone looks into the cache; a remembered digest that is not the listed one counts as
+  // none, so that the file is read again and named.
+  std::vector<char> known(static_cast<size_t>(listed.size()), 0);
+  if (world.rank() == 0)
+    for (int i = 0; i < listed.size(); ++i) {
+      const auto digest = recall_digests(fs::path(path) / listed[i].name(), identity(i), key);
+      known[static_cast<size_t>(i)] =
+          digest && to_hex((*digest)[0].data(), sizeof(Digest)) == listed[i].sha256();
+    }
+  world.broadcast(known.data(), static_cast<int64_t>(known.size()), 0, "remembered_digests");
+  std::vector<int> todo;
+  for (int i = 0; i < listed.size(); ++i)
+    if (!known[static_cast<size_t>(i)]) todo.push_back(i);
+
+  run_agreed(world, [&] {
+    std::vector<int> mine;
+    for (size_t k = 0; k < todo.size(); ++k)
+      if (static_cast<int>(k) % world.size() == world.rank()) mine.push_back(todo[k]);
+    run_in_threads(static_cast<int64_t>(mine.size()), world.size(), [&](int64_t k) {
+      const FileDigest& entry = listed[mine[static_cast<size_t>(k)]];
+      const fs::path name = fs::path(path) / entry.name();
+      const FileIdentity before = identity(mine[static_cast<size_t>(k)]);
+      const auto it = mapped.find(entry.name());
+      std::optional<MappedFile> small;
+      if (it == mapped.end()) small.emplace(name);
+      const MappedFile& file = small ? *small : it->second->file();
+      Sha256 hash;
+      for (uint64_t at = 0; at < file.size(); at += kChunk) {
+        const uint64_t end = std::min<uint64_t>(file.size(), at + kChunk);
+        hash.update(file.data() + at, end - at);
+        file.release(at, end);
+      }
+      const Digest digest = hash.finish();
+      if (to_hex(digest.data(), digest.size()) != entry.sha256())
+        fail_input(name.string(), "is damaged: its SHA-256 is not the one in " +
+                                      std::string(kManifestName) +
+                                      "; write the base shard set again");
+      remember_digests(name, before, key, {digest});
+    });
+  });
+}
+
+}  // namespace
 
 void run_in_threads(int64_t count, int ranks, const std::function<void(int64_t)>& work) {
   std::atomic<int64_t> next{0};
@@ -151,141 +269,19 @@ std::string combine_digests(const std::vector<BaseModel::Tensor>& tensors,
   return hash.finish_hex();
 }
 
-std::vector<Digest> tensor_digests(const BaseStorage& storage,
-                                   const std::vector<BaseModel::Tensor>& tensors,
-                                   Communicator& world) {
-  // Rank 0 alone looks into the cache, so that all ranks agree on what is left to do.
-  std::vector<std::vector<size_t>> of_file(storage.files.size());
-  std::vector<std::vector<std::string>> keys(storage.files.size());
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    const BasePiece& p = storage.pieces.at(tensors[i].name).front();
-    of_file[p.file].push_back(i);
-    keys[p.file].push_back(tensors[i].name);
-  }
-  struct Entry {
-    Digest digest{};
-    unsigned char known = 0;
-  };
-  std::vector<Entry> entries(tensors.size());
-  if (world.rank() == 0) {
-    for (size_t f = 0; f < storage.files.size(); ++f) {
-      const MappedFile& file = storage.files[f].file();
-      if (const auto known = recall_digests(file.path(), file.identity(), keys[f]))
-        for (size_t k = 0; k < known->size(); ++k) entries[of_file[f][k]] = {(*known)[k], 1};
-    }
-  }
-  world.broadcast(entries.data(), static_cast<int64_t>(entries.size() * sizeof(Entry)), 0,
-                  "remembered_digests");
-
-  std::vector<Chunk> chunks;
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    if (entries[i].known) continue;
-    const auto bytes = static_cast<int64_t>(tensors[i].bytes());
-    for (int64_t at = 0; at < bytes; at += kChunk)
-      chunks.push_back({i, at, std::min(bytes, at + kChunk)});
-  }
-  // Chunk c belongs to rank c / share: neighbouring ranks read neighbouring parts of the disk.
-  const auto ranks = static_cast<int64_t>(world.size()), count = static_cast<int64_t>(chunks.size());
-  const int64_t share = (count + ranks - 1) / ranks;
-  struct Result {
-    Digest digest{};
-    int64_t bad = -1;
-  };
-  std::vector<Result> mine(static_cast<size_t>(share)), all(static_cast<size_t>(share * ranks));
-  const int64_t first = world.rank() * share;
-  run_in_threads(std::clamp<int64_t>(count - first, 0, share), world.size(), [&](int64_t k) {
-    const Chunk& c = chunks[static_cast<size_t>(first + k)];
-    const BasePiece& p = storage.pieces.at(tensors[c.tensor].name).front();
-    const SafetensorsFile& file = storage.files[p.file];
-    Sha256 hash;
-    Result& r = mine[static_cast<size_t>(k)];
-    r.bad = hash_and_scan(hash, file.data(p.info) + c.begin, c.end - c.begin, p.info.dtype);
-    if (r.bad >= 0) r.bad += c.begin / size_of(p.info.dtype);
-    r.digest = hash.finish();
-    file.file().release(p.info.offset + static_cast<uint64_t>(c.begin),
-                        p.info.offset + static_cast<uint64_t>(c.end));
-  });
-  world.all_gather(mine.data(), all.data(), share * static_cast<int64_t>(sizeof(Result)),
-                   "chunk_digests");
-
-  std::vector<Sha256> hashes(tensors.size());
-  for (int64_t c = 0; c < count; ++c) {
-    const Result& r = all[static_cast<size_t>(c)];
-    const size_t tensor = chunks[static_cast<size_t>(c)].tensor;
-    if (r.bad >= 0) {
-      const BasePiece& p = storage.pieces.at(tensors[tensor].name).front();
-      fail_input(storage.files[p.file].file().path().string() + ": " + tensors[tensor].name,
-                 describe(tensors[tensor], r.bad));
-    }
-    hashes[tensor].update(r.digest.data(), r.digest.size());
-  }
+std::vector<Digest> tensor_digests(const BaseModel& base, Communicator& world) {
+  if (!base.is_shard_set()) return hash_tensors(base.storage(), base.tensors(), world);
+  // The manifest's digests are those of the bytes once every file is the one that was written.
+  verify_shard_files(base.path(), base.storage(), world);
+  std::map<std::string, Digest> listed;
+  for (const auto& t : base.storage().manifest->tensor()) parse_hex(t.digest(), listed[t.name()]);
   std::vector<Digest> digests;
-  for (size_t i = 0; i < tensors.size(); ++i)
-    digests.push_back(entries[i].known ? entries[i].digest : hashes[i].finish());
-
-  if (world.rank() == 0) {
-    for (size_t f = 0; f < storage.files.size(); ++f) {
-      if (of_file[f].empty() || entries[of_file[f][0]].known) continue;
-      std::vector<Digest> of_this;
-      for (const size_t i : of_file[f]) of_this.push_back(digests[i]);
-      const MappedFile& file = storage.files[f].file();
-      remember_digests(file.path(), file.identity(), keys[f], of_this);
-    }
-  }
+  for (const BaseModel::Tensor& t : base.tensors()) digests.push_back(listed.at(t.name));
   return digests;
 }
 
-void verify_shard_files(const std::string& path, const BaseStorage& storage, Communicator& world) {
-  const auto& listed = storage.manifest->file();
-  std::map<std::string, const SafetensorsFile*> mapped;
-  for (const SafetensorsFile& f : storage.files)
-    mapped[f.file().path().filename().string()] = &f;
-  const std::vector<std::string> key{"file"};
-  const auto identity = [&](int i) {
-    const auto it = mapped.find(listed[i].name());
-    return it == mapped.end() ? identify_file(fs::path(path) / listed[i].name())
-                              : it->second->file().identity();
-  };
-  // Rank 0 alone looks into the cache; a remembered digest that is not the listed one counts as
-  // none, so that the file is read again and named.
-  std::vector<char> known(static_cast<size_t>(listed.size()), 0);
-  if (world.rank() == 0)
-    for (int i = 0; i < listed.size(); ++i) {
-      const auto digest = recall_digests(fs::path(path) / listed[i].name(), identity(i), key);
-      known[static_cast<size_t>(i)] =
-          digest && to_hex((*digest)[0].data(), sizeof(Digest)) == listed[i].sha256();
-    }
-  world.broadcast(known.data(), static_cast<int64_t>(known.size()), 0, "remembered_digests");
-  std::vector<int> todo;
-  for (int i = 0; i < listed.size(); ++i)
-    if (!known[static_cast<size_t>(i)]) todo.push_back(i);
-
-  run_together(world, [&] {
-    std::vector<int> mine;
-    for (size_t k = 0; k < todo.size(); ++k)
-      if (static_cast<int>(k) % world.size() == world.rank()) mine.push_back(todo[k]);
-    run_in_threads(static_cast<int64_t>(mine.size()), world.size(), [&](int64_t k) {
-      const FileDigest& entry = listed[mine[static_cast<size_t>(k)]];
-      const fs::path name = fs::path(path) / entry.name();
-      const FileIdentity before = identity(mine[static_cast<size_t>(k)]);
-      const auto it = mapped.find(entry.name());
-      std::optional<MappedFile> small;
-      if (it == mapped.end()) small.emplace(name);
-      const MappedFile& file = small ? *small : it->second->file();
-      Sha256 hash;
-      for (uint64_t at = 0; at < file.size(); at += kChunk) {
-        const uint64_t end = std::min<uint64_t>(file.size(), at + kChunk);
-        hash.update(file.data() + at, end - at);
-        file.release(at, end);
-      }
-      const Digest digest = hash.finish();
-      if (to_hex(digest.data(), digest.size()) != entry.sha256())
-        fail_input(name.string(), "is damaged: its SHA-256 is not the one in " +
-                                      std::string(kManifestName) +
-                                      "; write the base shard set again");
-      remember_digests(name, before, key, {digest});
-    });
-  });
+std::string BaseModel::digest(Communicator& world) const {
+  return combine_digests(tensors_, tensor_digests(*this, world));
 }
 
 }  // namespace lorashard

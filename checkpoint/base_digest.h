@@ -13,10 +13,6 @@ namespace lorashard {
 
 using Digest = std::array<unsigned char, 32>;
 
-// Runs `work` on every rank; if it throws an Error on any, every rank throws the Error of the
-// lowest such rank. Collective.
-void run_together(Communicator& world, const std::function<void()>& work);
-
 // Calls work(i) for i in [0, count) on as many threads as this rank's share of the processors.
 // An exception ends the loop and is rethrown.
 void run_in_threads(int64_t count, int ranks, const std::function<void(int64_t)>& work);
@@ -38,13 +34,11 @@ std::optional<std::vector<Digest>> recall_digests(const fs::path& file,
 void remember_digests(const fs::path& file, const FileIdentity& identity,
                       const std::vector<std::string>& keys, const std::vector<Digest>& digests);
 
-// Digest of every tensor of a Hugging Face directory, in the order of `tensors`. Errors: a weight
-// is not finite, by tensor. Collective.
-std::vector<Digest> tensor_digests(const BaseStorage& storage,
-                                   const std::vector<BaseModel::Tensor>& tensors,
-                                   Communicator& world);
+// Hexadecimal of a digest into its bytes; false if it is none.
+bool parse_hex(std::string_view hex, Digest& digest);
 
-// Verifies the SHA-256 and the finiteness of every file of a base shard set. Collective.
-void verify_shard_files(const std::string& path, const BaseStorage& storage, Communicator& world);
+// Digest of every tensor of a base, in the order of tensors(). What BaseModel::digest does and
+// checks before combining them. Collective.
+std::vector<Digest> tensor_digests(const BaseModel& base, Communicator& world);
 
 }  // namespace lorashard

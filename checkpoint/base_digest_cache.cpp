@@ -45,6 +45,8 @@ std::string header_of(const fs::path& file, const FileIdentity& id) {
   return out.str();
 }
 
+}  // namespace
+
 bool parse_hex(std::string_view hex, Digest& digest) {
   if (hex.size() != 2 * digest.size()) return false;
   const auto nibble = [](char c) {
@@ -57,8 +59,6 @@ bool parse_hex(std::string_view hex, Digest& digest) {
   }
   return true;
 }
-
-}  // namespace
 
 std::optional<std::vector<Digest>> recall_digests(const fs::path& file,
                                                   const FileIdentity& identity,

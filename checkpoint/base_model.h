@@ -77,7 +77,8 @@ class BaseModel {
   // sorted by name.
   std::string digest(Communicator& world) const;
 
-  // For the opening functions.
+  // For the functions of checkpoint/ that open, digest and split bases.
+  const BaseStorage& storage() const { return *storage_; }
   BaseModel(std::string path, ModelConfig config, std::string config_text,
             std::vector<Tensor> tensors, std::shared_ptr<const BaseStorage> storage,
             std::vector<std::string> notes);

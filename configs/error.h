@@ -19,6 +19,7 @@ class Error : public std::runtime_error {
   Error(int exit_status, const std::string& where, const std::string& what)
       : std::runtime_error(where.empty() ? what : where + ": " + what), exit_status(exit_status) {}
   int exit_status;
+  bool on_all_ranks = false;  // every rank throws this same error (parallel/agree.h)
 };
 
 // REQUIRES: `where` is file:line:column for configs, "file: tensor" for models, file:line for data.

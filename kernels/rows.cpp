@@ -1,0 +1,22 @@
+#include "kernels/rows.h"
+
+#include <cstring>
+
+#include "kernels/elementwise.h"
+
+namespace lorashard {
+
+void gather_rows(Stream& stream, Matrix y, ConstMatrix x, const int32_t* rows) {
+  const size_t bytes = size_t(y.cols * size_of(y.dtype));
+#pragma omp parallel for num_threads(stream.threads())
+  for (int64_t r = 0; r < y.rows; ++r) std::memcpy(y.at(r, 0), x.at(rows[r], 0), bytes);
+}
+
+void scatter_rows(Stream& stream, Matrix y, ConstMatrix x, const int32_t* rows) {
+  fill_zero(stream, y);
+  const size_t bytes = size_t(y.cols * size_of(y.dtype));
+#pragma omp parallel for num_threads(stream.threads())
+  for (int64_t r = 0; r < x.rows; ++r) std::memcpy(y.at(rows[r], 0), x.at(r, 0), bytes);
+}
+
+}  // namespace lorashard

@@ -1,0 +1,15 @@
+// Errors that every rank learns of, so that one is told and none hangs.
+#pragma once
+
+#include <functional>
+
+#include "parallel/collectives.h"
+
+namespace lorashard {
+
+// Runs body on every rank; if it throws an Error on any of them, every rank throws the Error of the
+// lowest such rank. For the phases of start-up, which all ranks go through together. Collective.
+// Errors so thrown have on_all_ranks set: one rank prints, and the job ends in order.
+void run_agreed(Communicator& world, const std::function<void()>& body);
+
+}  // namespace lorashard

@@ -1,0 +1,37 @@
+#include "parallel/collectives.h"
+
+#include <cassert>
+#include <cstring>
+
+namespace lorashard {
+
+void Communicator::record(const char* operation, const char* label, int64_t bytes) {
+  if (trace_) trace_->push_back({operation, label, bytes});
+}
+
+void Communicator::all_reduce_sum(Stream& stream, Matrix x, const char* label) {
+  assert(x.ld == x.cols || x.rows <= 1);
+  record("all_reduce", label, x.rows * x.cols * size_of(x.dtype));
+  if (size_ > 1 && x.rows * x.cols > 0) do_all_reduce_sum(stream, x);
+}
+
+void Communicator::all_gather(const void* send, void* receive, int64_t bytes, const char* label) {
+  record("all_gather", label, bytes);
+  if (size_ > 1) {
+    do_all_gather(send, receive, bytes);
+  } else if (bytes > 0) {
+    std::memmove(receive, send, size_t(bytes));
+  }
+}
+
+void Communicator::broadcast(void* data, int64_t bytes, int root, const char* label) {
+  record("broadcast", label, bytes);
+  if (size_ > 1 && bytes > 0) do_broadcast(data, bytes, root);
+}
+
+void Communicator::barrier(const char* label) {
+  record("barrier", label, 0);
+  if (size_ > 1) do_barrier();
+}
+
+}  // namespace lorashard

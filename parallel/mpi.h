@@ -1,0 +1,32 @@
+// The communicator over MPI, and the life of MPI in this process.
+#pragma once
+
+#include <memory>
+
+#include "parallel/collectives.h"
+
+namespace lorashard {
+
+// True if a launcher (mpirun of Open MPI or MPICH, srun) started this process as a rank.
+bool started_by_mpi_launcher();
+
+// Starts MPI; finalizes it when destroyed, unless an exception is unwinding: then finalizing would
+// wait for ranks that will never come, and abort() must be called instead.
+class MpiEnvironment {
+ public:
+  MpiEnvironment(int* argc, char*** argv);
+  ~MpiEnvironment();
+  MpiEnvironment(const MpiEnvironment&) = delete;
+  MpiEnvironment& operator=(const MpiEnvironment&) = delete;
+};
+
+// All ranks of the job. REQUIRES: an MpiEnvironment.
+std::unique_ptr<Communicator> make_world_communicator();
+
+// This rank's number among the ranks of its host, and their count.
+struct HostRank {
+  int rank = 0, size = 1;
+};
+HostRank host_rank();
+
+}  // namespace lorashard

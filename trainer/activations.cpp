@@ -1,0 +1,111 @@
+#include "trainer/activations.h"
+
+#include <algorithm>
+
+namespace lorashard {
+namespace {
+
+BlockActivations plan_block(Arena& arena, const ActivationDims& d) {
+  BlockActivations a;
+  a.q = arena.take(d.tokens, d.q_width, d.type);
+  a.k = arena.take(d.tokens, d.kv_width, d.type);
+  a.v = arena.take(d.tokens, d.kv_width, d.type);
+  a.o = arena.take(d.tokens, d.q_width, d.type);
+  a.lse = arena.take(d.tokens, d.heads, DType::F32);
+  a.gate = arena.take(d.tokens, d.features, d.type);
+  a.up = arena.take(d.tokens, d.features, d.type);
+  a.rstd_in = arena.take(d.tokens, 1, DType::F32);
+  a.rstd_mid = arena.take(d.tokens, 1, DType::F32);
+  if (d.qk_norm) {
+    a.q_rstd = arena.take(d.tokens, d.heads, DType::F32);
+    a.k_rstd = arena.take(d.tokens, d.kv_heads, DType::F32);
+  }
+  return a;
+}
+
+template <class Struct, size_t N>
+Struct trimmed(Struct s, Matrix Struct::*const (&members)[N], int64_t tokens) {
+  for (const auto member : members) {
+    if (s.*member) s.*member = (s.*member).row_range(0, tokens);
+  }
+  return s;
+}
+
+}  // namespace
+
+Matrix Arena::take(int64_t rows, int64_t cols, DType type) {
+  constexpr size_t kAlign = 64;
+  void* at = base_ ? base_ + used_ : nullptr;
+  used_ += (size_t(rows * cols * size_of(type)) + kAlign - 1) / kAlign * kAlign;
+  return matrix(at, rows, cols, type);
+}
+
+Activations plan_activations(Arena& arena, const ActivationDims& d,
+                             const std::vector<BlockWeights>& weights) {
+  Activations plan;
+  const int64_t count = d.layers - d.first_layer;
+  const Matrix first = arena.take(d.tokens, d.hidden, d.type);
+  plan.residual.assign(size_t(2 * count + 1), first);
+  if (d.backward) {
+    for (size_t i = 1; i < plan.residual.size(); ++i) {
+      plan.residual[i] = arena.take(d.tokens, d.hidden, d.type);
+    }
+    plan.dx = arena.take(d.tokens, d.hidden, d.type);
+  }
+  const BlockActivations shared = plan_block(arena, d);
+  int64_t widest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const bool keep = d.backward && i >= count - d.kept_layers;
+    plan.kept.push_back(keep);
+    plan.blocks.push_back(keep ? plan_block(arena, d) : shared);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const BlockWeights& w = weights[size_t(d.first_layer + i)];
+    BlockActivations& a = plan.blocks[size_t(i)];
+    for (const auto& [group, u] : {std::pair{&w.qkv, &a.u_qkv}, std::pair{&w.o, &a.u_o},
+                                   std::pair{&w.gate_up, &a.u_gate_up},
+                                   std::pair{&w.down, &a.u_down}}) {
+      if (group->adapted()) *u = arena.take(d.tokens, group->rank_sum, DType::F32);
+      widest = std::max(widest, group->rank_sum);
+    }
+  }
+  // Layers below first_layer run forward only and use the shared block, which holds no u.
+  if (count == 0) plan.blocks.push_back(shared);
+  BlockScratch& s = plan.scratch;
+  s.norm = arena.take(d.tokens, d.hidden, d.type);
+  s.delta = arena.take(d.tokens, d.hidden, d.type);
+  s.mlp = arena.take(d.tokens, d.features, d.type);
+  if (d.qk_norm) {
+    s.q_rope = arena.take(d.tokens, d.q_width, d.type);
+    s.k_rope = arena.take(d.tokens, d.kv_width, d.type);
+  }
+  if (d.backward) {
+    s.d_mlp = arena.take(d.tokens, d.features, d.type);
+    s.d_q = arena.take(d.tokens, d.q_width, d.type);
+    s.d_k = arena.take(d.tokens, d.kv_width, d.type);
+    s.d_v = arena.take(d.tokens, d.kv_width, d.type);
+    s.d_o = arena.take(d.tokens, d.q_width, d.type);
+  }
+  plan.t = arena.take(d.tokens, widest, DType::F32);
+  if (d.dropout) {
+    plan.dropped = arena.take(d.tokens, std::max({d.hidden, d.q_width, d.features}), d.type);
+  }
+  return plan;
+}
+
+BlockActivations first_rows(const BlockActivations& a, int64_t tokens) {
+  using A = BlockActivations;
+  return trimmed(a, {&A::q, &A::k, &A::v, &A::o, &A::lse, &A::gate, &A::up, &A::rstd_in,
+                     &A::rstd_mid, &A::q_rstd, &A::k_rstd, &A::u_qkv, &A::u_o, &A::u_gate_up,
+                     &A::u_down},
+                 tokens);
+}
+
+BlockScratch first_rows(const BlockScratch& s, int64_t tokens) {
+  using S = BlockScratch;
+  return trimmed(s, {&S::norm, &S::delta, &S::mlp, &S::d_mlp, &S::q_rope, &S::k_rope, &S::d_q,
+                     &S::d_k, &S::d_v, &S::d_o},
+                 tokens);
+}
+
+}  // namespace lorashard

@@ -1,0 +1,57 @@
+// All memory that a pass over the model works in, planned before the first step: one arena, laid out
+// once, nothing allocated in a step.
+#pragma once
+
+#include <vector>
+
+#include "trainer/block.h"
+
+namespace lorashard {
+
+// Hands out 64-byte aligned pieces of one buffer. With no buffer it only counts.
+class Arena {
+ public:
+  Arena() = default;
+  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
+  Matrix take(int64_t rows, int64_t cols, DType type);
+  size_t used() const { return used_; }
+
+ private:
+  char* base_ = nullptr;
+  size_t used_ = 0;
+};
+
+struct ActivationDims {
+  int64_t tokens = 0;          // T at most
+  int64_t hidden = 0;
+  int64_t q_width = 0, kv_width = 0, features = 0;  // this rank's columns
+  int64_t heads = 0, kv_heads = 0;                  // this rank's
+  bool qk_norm = false;
+  bool dropout = false;
+  bool backward = false;       // else only what a forward pass needs
+  DType type = DType::F32;
+  int64_t first_layer = 0;     // lowest adapted layer; layers below it keep nothing
+  int64_t layers = 0;
+  int64_t kept_layers = 0;     // of those above, how many keep their activations; the topmost ones
+};
+
+struct Activations {
+  std::vector<BlockActivations> blocks;  // per layer from first_layer; those not kept share one
+  std::vector<bool> kept;                // per layer from first_layer
+  // x_in and x_mid of each layer from first_layer, then x_out of the last: 2 n + 1. All the same
+  // matrix in a forward-only plan.
+  std::vector<Matrix> residual;
+  Matrix dx;
+  BlockScratch scratch;
+  Matrix t, dropped;
+};
+
+// Lays everything out in `arena`. Ranks of adapted groups come from the weights.
+Activations plan_activations(Arena& arena, const ActivationDims& dims,
+                             const std::vector<BlockWeights>& blocks);
+
+// The first `tokens` rows of everything.
+BlockActivations first_rows(const BlockActivations& a, int64_t tokens);
+BlockScratch first_rows(const BlockScratch& s, int64_t tokens);
+
+}  // namespace lorashard

@@ -1,0 +1,164 @@
+#include "trainer/block.h"
+
+#include <array>
+
+#include "kernels/activation.h"
+#include "kernels/elementwise.h"
+#include "kernels/rms_norm.h"
+#include "kernels/rope.h"
+
+namespace lorashard {
+namespace {
+
+void norm(const BlockContext& c, Matrix y, Matrix rstd, ConstMatrix x, ConstMatrix gain) {
+  rms_norm_forward(c.linear.stream, y, rstd, x, gain, c.config.rms_norm_eps,
+                   c.config.norm_gain_offset);
+}
+
+void rotate(const BlockContext& c, Matrix x, int64_t heads, bool inverse) {
+  rope(c.linear.stream, x, heads, c.positions, c.rope_table, inverse);
+}
+
+// Row-parallel output: the ranks' partial sums, base and LoRA together, then the bias once.
+void reduce_output(const BlockContext& c, const LinearGroup& group, const std::string& label) {
+  Stream& stream = c.linear.stream;
+  c.tensor.all_reduce_sum(stream, c.scratch.delta, label.c_str());
+  if (group.linears[0].bias) add_bias(stream, c.scratch.delta, group.linears[0].bias);
+}
+
+AttentionShape shape_of(const BlockContext& c, const BlockWeights& w) {
+  AttentionShape shape = c.attention;
+  shape.window = w.window;
+  return shape;
+}
+
+// The queries and keys that attention works on: acts.q/k after rope, or their normed and rotated
+// copies when the family norms them.
+struct QueryKey {
+  Matrix q, k;
+};
+QueryKey rotated_query_key(const BlockContext& c, const BlockWeights& w,
+                           const BlockActivations& acts) {
+  if (!w.q_norm) return {acts.q, acts.k};
+  norm(c, c.scratch.q_rope, acts.q_rstd, acts.q, w.q_norm);
+  norm(c, c.scratch.k_rope, acts.k_rstd, acts.k, w.k_norm);
+  rotate(c, c.scratch.q_rope, c.attention.heads, false);
+  rotate(c, c.scratch.k_rope, c.attention.kv_heads, false);
+  return {c.scratch.q_rope, c.scratch.k_rope};
+}
+
+// norm(x_in) -> q, k, v; returns what attention takes.
+QueryKey project_qkv(const BlockContext& c, const BlockWeights& w, ConstMatrix x_in,
+                     const BlockActivations& acts, bool reuse_u) {
+  norm(c, c.scratch.norm, acts.rstd_in, x_in, w.input_norm);
+  linear_group_forward(c.linear, w.qkv, std::array{acts.q, acts.k, acts.v}, c.scratch.norm,
+                       acts.u_qkv, true, reuse_u);
+  if (!w.q_norm) {
+    rotate(c, acts.q, c.attention.heads, false);
+    rotate(c, acts.k, c.attention.kv_heads, false);
+  }
+  return rotated_query_key(c, w, acts);
+}
+
+void project_gate_up(const BlockContext& c, const BlockWeights& w, ConstMatrix x_mid,
+                     const BlockActivations& acts, bool reuse_u) {
+  norm(c, c.scratch.norm, acts.rstd_mid, x_mid, w.post_norm);
+  linear_group_forward(c.linear, w.gate_up, std::array{acts.gate, acts.up}, c.scratch.norm,
+                       acts.u_gate_up, true, reuse_u);
+}
+
+// Appends k and v to the cache and attends over all of it.
+void attend_with_cache(const BlockContext& c, const BlockWeights& w, const QueryKey& qk,
+                       const BlockActivations& acts, KvCache& cache) {
+  Stream& stream = c.linear.stream;
+  const int64_t rows = qk.k.rows;
+  convert(stream, cache.k.row_range(cache.used, rows), qk.k);
+  convert(stream, cache.v.row_range(cache.used, rows), acts.v);
+  cache.used += rows;
+  const std::array<int32_t, 2> kv_offsets{0, int32_t(cache.used)};
+  attention_forward(stream, acts.o, {}, qk.q, cache.k.row_range(0, cache.used),
+                    cache.v.row_range(0, cache.used), {c.sequences.q_offsets, kv_offsets},
+                    shape_of(c, w));
+}
+
+}  // namespace
+
+void block_forward(const BlockContext& c, const BlockWeights& w, const BlockLabels& labels,
+                   Matrix x_in, Matrix x_mid, Matrix x_out, const BlockActivations& acts,
+                   KvCache* cache) {
+  Stream& stream = c.linear.stream;
+  const QueryKey qk = project_qkv(c, w, x_in, acts, false);
+  if (cache) {
+    attend_with_cache(c, w, qk, acts, *cache);
+  } else {
+    attention_forward(stream, acts.o, acts.lse, qk.q, qk.k, acts.v, c.sequences, shape_of(c, w));
+  }
+  linear_group_forward(c.linear, w.o, std::array{c.scratch.delta}, acts.o, acts.u_o, false, false);
+  reduce_output(c, w.o, labels.attention_forward);
+  add(stream, x_mid, x_in, c.scratch.delta);
+
+  project_gate_up(c, w, x_mid, acts, false);
+  gated_activation_forward(stream, c.scratch.mlp, acts.gate, acts.up, c.config.activation);
+  linear_group_forward(c.linear, w.down, std::array{c.scratch.delta}, c.scratch.mlp, acts.u_down,
+                       false, false);
+  reduce_output(c, w.down, labels.mlp_forward);
+  add(stream, x_out, x_mid, c.scratch.delta);
+}
+
+void block_recompute(const BlockContext& c, const BlockWeights& w, ConstMatrix x_in,
+                     ConstMatrix x_mid, const BlockActivations& acts) {
+  const QueryKey qk = project_qkv(c, w, x_in, acts, true);
+  attention_forward(c.linear.stream, acts.o, acts.lse, qk.q, qk.k, acts.v, c.sequences,
+                    shape_of(c, w));
+  project_gate_up(c, w, x_mid, acts, true);
+}
+
+void block_backward(const BlockContext& c, const BlockWeights& w, const BlockLabels& labels,
+                    ConstMatrix x_in, ConstMatrix x_mid, Matrix dx, const BlockActivations& acts,
+                    bool lowest) {
+  Stream& stream = c.linear.stream;
+  const BlockScratch& s = c.scratch;
+  // What still needs a gradient below each point.
+  const bool below_qkv = !lowest;
+  const bool below_o = below_qkv || w.qkv.adapted();
+  const bool below_gate_up = below_o || w.o.adapted();
+  const bool below_down = below_gate_up || w.gate_up.adapted();
+
+  gated_activation_forward(stream, s.mlp, acts.gate, acts.up, c.config.activation);
+  linear_group_backward(c.linear, w.down, below_down ? s.d_mlp : Matrix{}, std::array{dx}, s.mlp,
+                        acts.u_down);
+  if (!below_down) return;
+  gated_activation_backward(stream, acts.gate, acts.up, s.d_mlp, acts.gate, acts.up,
+                            c.config.activation);
+  if (w.gate_up.adapted()) norm(c, s.norm, {}, x_mid, w.post_norm);
+  linear_group_backward(c.linear, w.gate_up, below_gate_up ? s.delta : Matrix{},
+                        std::array{acts.gate, acts.up}, s.norm, acts.u_gate_up);
+  if (!below_gate_up) return;
+  c.tensor.all_reduce_sum(stream, s.delta, labels.mlp_backward.c_str());
+  rms_norm_backward(stream, dx, s.delta, x_mid, acts.rstd_mid, w.post_norm,
+                    c.config.norm_gain_offset, true);
+
+  linear_group_backward(c.linear, w.o, below_o ? s.d_o : Matrix{}, std::array{dx}, acts.o,
+                        acts.u_o);
+  if (!below_o) return;
+  const QueryKey qk = rotated_query_key(c, w, acts);
+  attention_backward(stream, s.d_q, s.d_k, s.d_v, s.d_o, qk.q, qk.k, acts.v, acts.o, acts.lse,
+                     c.sequences, shape_of(c, w));
+  rotate(c, s.d_q, c.attention.heads, true);
+  rotate(c, s.d_k, c.attention.kv_heads, true);
+  if (w.q_norm) {
+    rms_norm_backward(stream, s.d_q, s.d_q, acts.q, acts.q_rstd, w.q_norm,
+                      c.config.norm_gain_offset, false);
+    rms_norm_backward(stream, s.d_k, s.d_k, acts.k, acts.k_rstd, w.k_norm,
+                      c.config.norm_gain_offset, false);
+  }
+  if (w.qkv.adapted()) norm(c, s.norm, {}, x_in, w.input_norm);
+  linear_group_backward(c.linear, w.qkv, below_qkv ? s.delta : Matrix{},
+                        std::array{s.d_q, s.d_k, s.d_v}, s.norm, acts.u_qkv);
+  if (!below_qkv) return;
+  c.tensor.all_reduce_sum(stream, s.delta, labels.attention_backward.c_str());
+  rms_norm_backward(stream, dx, s.delta, x_in, acts.rstd_in, w.input_norm,
+                    c.config.norm_gain_offset, true);
+}
+
+}  // namespace lorashard

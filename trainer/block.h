@@ -1,0 +1,80 @@
+// One transformer layer on one tensor-parallel rank, forward and backward:
+//
+//   x_mid = x_in + sum over ranks of o(attention(rope(qkv(norm(x_in)))))
+//   x_out = x_mid + sum over ranks of down(act(gate(norm(x_mid))) * up(norm(x_mid)))
+//
+// Two reductions forward and two backward, as plain tensor parallelism needs (Shoeybi et al. 2019,
+// section 3); the LoRA parts ride along (DESIGN.md, invariant 2). x_in and x_mid are kept for
+// backward; everything else of the layer can be rebuilt from them without a collective.
+#pragma once
+
+#include <string>
+
+#include "kernels/attention.h"
+#include "parallel/collectives.h"
+#include "trainer/linear.h"
+
+namespace lorashard {
+
+// Names of the layer's reductions in traces and errors.
+struct BlockLabels {
+  std::string attention_forward, mlp_forward, attention_backward, mlp_backward;
+};
+
+// What the layer's backward pass needs besides x_in and x_mid. T rows each.
+struct BlockActivations {
+  Matrix q, k, v;            // (T, heads*D) of this rank; q and k after rope, or, with q/k norms,
+                             // as they left the projection
+  Matrix o, lse;             // attention output and log-sum-exp
+  Matrix gate, up;           // (T, F) of this rank
+  Matrix rstd_in, rstd_mid;  // (T,1) F32
+  Matrix q_rstd, k_rstd;     // (T, heads) F32, with q/k norms
+  Matrix u_qkv, u_o, u_gate_up, u_down;  // LoRA's x A^T, F32; never rebuilt
+};
+
+// Memory that layers use in turn.
+struct BlockScratch {
+  Matrix norm;            // (T,H) normalised input
+  Matrix delta;           // (T,H) what is added to the residual, or comes back to it
+  Matrix mlp, d_mlp;      // (T,F)
+  Matrix q_rope, k_rope;  // (T, heads*D) with q/k norms, else empty
+  Matrix d_q, d_k, d_v;   // gradients
+  Matrix d_o;             // (T, heads*D)
+};
+
+// What stays the same for all layers of one pass.
+struct BlockContext {
+  const LinearContext& linear;
+  Communicator& tensor;
+  const ModelConfig& config;
+  AttentionShape attention;  // the window is the layer's
+  Sequences sequences;
+  const int32_t* positions;
+  ConstMatrix rope_table;
+  const BlockScratch& scratch;
+};
+
+// Rows of one layer's key/value cache: k and v are (capacity, kv_heads*D). The new rows are written
+// at `used`, and attention sees rows [0, used + T). One sequence.
+struct KvCache {
+  Matrix k, v;
+  int64_t used = 0;
+};
+
+// x_mid and x_out may be x_in when nothing is kept for backward. `cache` may be null.
+void block_forward(const BlockContext& c, const BlockWeights& w, const BlockLabels& labels,
+                   Matrix x_in, Matrix x_mid, Matrix x_out, const BlockActivations& acts,
+                   KvCache* cache = nullptr);
+
+// Fills acts (but the u's) again from x_in and x_mid.
+void block_recompute(const BlockContext& c, const BlockWeights& w, ConstMatrix x_in,
+                     ConstMatrix x_mid, const BlockActivations& acts);
+
+// dx: the gradient of x_out in, of x_in out. In the lowest adapted layer (`lowest`) nothing below
+// needs a gradient: dx is then left undefined and what leads only to it is skipped.
+// acts.gate and acts.up are overwritten.
+void block_backward(const BlockContext& c, const BlockWeights& w, const BlockLabels& labels,
+                    ConstMatrix x_in, ConstMatrix x_mid, Matrix dx, const BlockActivations& acts,
+                    bool lowest);
+
+}  // namespace lorashard

@@ -1,0 +1,40 @@
+#include "trainer/console.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+
+namespace lorashard {
+
+Console::Console(bool enabled) : enabled_(enabled), terminal_(enabled && isatty(STDOUT_FILENO)) {}
+
+Console::~Console() { clear_bar(); }
+
+void Console::clear_bar() {
+  if (!bar_shown_) return;
+  std::fputs("\r\x1b[K", stdout);
+  std::fflush(stdout);
+  bar_shown_ = false;
+}
+
+void Console::line(const std::string& text) {
+  if (!enabled_) return;
+  clear_bar();
+  std::fputs((text + "\n").c_str(), stdout);
+  std::fflush(stdout);
+}
+
+void Console::progress(int64_t done, int64_t total, const std::string& text) {
+  if (!terminal_ || total <= 0) return;
+  constexpr int kWidth = 30;
+  const int filled = int(kWidth * std::clamp<int64_t>(done, 0, total) / total);
+  const std::string bar =
+      "\r[" + std::string(size_t(filled), '=') + std::string(size_t(kWidth - filled), ' ') + "] " +
+      std::to_string(done) + "/" + std::to_string(total) + " " + text + "\x1b[K";
+  std::fputs(bar.c_str(), stdout);
+  std::fflush(stdout);
+  bar_shown_ = true;
+}
+
+}  // namespace lorashard

@@ -1,0 +1,99 @@
+#include "trainer/linear.h"
+
+#include "kernels/dropout.h"
+#include "kernels/elementwise.h"
+#include "kernels/matmul.h"
+
+namespace lorashard {
+namespace {
+
+// The A factors of a group's adapted layers as one matrix (rank_sum, this rank's columns): they lie
+// one after the other in a flat buffer (Factors).
+Matrix stacked_a(const LinearGroup& group, float* flat) {
+  for (const Linear& l : group.linears) {
+    if (!l.lora) continue;
+    Matrix a = Factors::local_a(*l.lora, flat);
+    a.rows = group.rank_sum;
+    return a;
+  }
+  return {};
+}
+
+// dropout(x) of one layer into the scratch.
+Matrix drop(const LinearContext& c, const LoraModule& m, ConstMatrix x) {
+  const Matrix y = c.dropped.block(0, x.rows, 0, x.cols);
+  dropout(c.stream, y, x, c.dropout.seed, m.site, c.dropout.row_keys, m.a_cols.begin,
+          c.dropout.rate, /*accumulate=*/false);
+  return y;
+}
+
+}  // namespace
+
+void linear_group_forward(const LinearContext& c, const LinearGroup& group,
+                          std::span<const Matrix> y, ConstMatrix x, Matrix u, bool with_bias,
+                          bool reuse_u) {
+  if (group.adapted() && !reuse_u) {
+    if (c.dropout.rate == 0) {
+      matmul_nt(c.stream, u, x, stacked_a(group, c.values));
+    } else {
+      int64_t column = 0;
+      for (const Linear& l : group.linears) {
+        if (!l.lora) continue;
+        matmul_nt(c.stream, u.col_range(column, l.lora->rank), drop(c, *l.lora, x),
+                  Factors::local_a(*l.lora, c.values));
+        column += l.lora->rank;
+      }
+    }
+  }
+  int64_t column = 0;
+  for (size_t j = 0; j < group.linears.size(); ++j) {
+    const Linear& l = group.linears[j];
+    matmul_nt(c.stream, y[j], x, l.weight);
+    if (with_bias && l.bias) add_bias(c.stream, y[j], l.bias);
+    if (!l.lora) continue;
+    matmul_nt(c.stream, y[j], u.col_range(column, l.lora->rank),
+              Factors::local_b(*l.lora, c.values), l.lora->scaling, 1);
+    column += l.lora->rank;
+  }
+}
+
+void linear_group_backward(const LinearContext& c, const LinearGroup& group, Matrix dx,
+                           std::span<const Matrix> dy, ConstMatrix x, ConstMatrix u) {
+  const Matrix t = group.adapted() ? c.t.block(0, x.rows, 0, group.rank_sum) : Matrix{};
+  int64_t column = 0;
+  for (size_t j = 0; j < group.linears.size(); ++j) {
+    const Linear& l = group.linears[j];
+    if (dx) matmul_nn(c.stream, dx, dy[j], l.weight, 1, j == 0 ? 0 : 1);
+    if (!l.lora) continue;
+    const LoraModule& m = *l.lora;
+    // dB += scaling dy^T u;  t = scaling dy B.
+    matmul_tn(c.stream, Factors::local_b(m, c.gradients), dy[j], u.col_range(column, m.rank),
+              m.scaling, 1);
+    matmul_nn(c.stream, t.col_range(column, m.rank), dy[j], Factors::local_b(m, c.values),
+              m.scaling, 0);
+    column += m.rank;
+  }
+  if (!group.adapted()) return;
+  if (c.dropout.rate == 0) {
+    // dA += t^T x;  dx += t A, for all layers at once.
+    matmul_tn(c.stream, stacked_a(group, c.gradients), t, x, 1, 1);
+    if (dx) matmul_nn(c.stream, dx, t, stacked_a(group, c.values), 1, 1);
+    return;
+  }
+  column = 0;
+  for (const Linear& l : group.linears) {
+    if (!l.lora) continue;
+    const LoraModule& m = *l.lora;
+    const Matrix t_j = t.col_range(column, m.rank);
+    matmul_tn(c.stream, Factors::local_a(m, c.gradients), t_j, drop(c, m, x), 1, 1);
+    if (dx) {
+      const Matrix d = c.dropped.block(0, x.rows, 0, x.cols);
+      matmul_nn(c.stream, d, t_j, Factors::local_a(m, c.values));
+      dropout(c.stream, dx, d, c.dropout.seed, m.site, c.dropout.row_keys, m.a_cols.begin,
+              c.dropout.rate, /*accumulate=*/true);
+    }
+    column += m.rank;
+  }
+}
+
+}  // namespace lorashard

@@ -1,0 +1,40 @@
+// Groups of frozen linear layers with their LoRA parts, forward and backward. No collective happens
+// here: callers reduce what the base needs reduced (DESIGN.md, invariant 2).
+#pragma once
+
+#include <span>
+
+#include "trainer/weights.h"
+
+namespace lorashard {
+
+// Dropout on the input of A: off when rate is 0.
+struct DropoutState {
+  float rate = 0;
+  uint64_t seed = 0;
+  const uint64_t* row_keys = nullptr;  // T
+};
+
+// What the layers compute with.
+struct LinearContext {
+  Stream& stream;
+  float* values;     // flat factors, null without an adapter
+  float* gradients;  // flat gradients, null in forward-only use
+  DropoutState dropout;
+  Matrix t;          // (T, >= rank_sum) F32 scratch
+  Matrix dropped;    // (T, >= K) scratch of x's type, when dropout is on
+};
+
+// y_j(T,N_j) = x(T,K) W_j^T [+ bias_j if with_bias] + scaling_j dropout(x) A_j^T B_j^T for each layer j;
+// u(T, rank_sum) F32 = dropout(x) A^T of the adapted ones, kept for backward. With reuse_u, u is taken
+// as it stands from an earlier forward pass of the same x.
+void linear_group_forward(const LinearContext& c, const LinearGroup& group,
+                          std::span<const Matrix> y, ConstMatrix x, Matrix u, bool with_bias,
+                          bool reuse_u);
+
+// Adds the factors' gradients to c.gradients and, unless dx is empty,
+// dx(T,K) = sum_j dy_j W_j + scaling_j dropout(dy_j B_j A_j).
+void linear_group_backward(const LinearContext& c, const LinearGroup& group, Matrix dx,
+                           std::span<const Matrix> dy, ConstMatrix x, ConstMatrix u);
+
+}  // namespace lorashard

@@ -1,0 +1,127 @@
+#include "trainer/lora.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cmath>
+#include <cstring>
+#include <map>
+
+#include "configs/error.h"
+#include "kernels/random.h"
+
+namespace lorashard {
+namespace {
+
+// Layers whose inputs are the same tensor: 0 q k v, 1 o, 2 gate up, 3 down.
+int input_group(Split split) {
+  switch (split) {
+    case Split::QueryRows:
+    case Split::KvRows: return 0;
+    case Split::QueryCols: return 1;
+    case Split::RowFeatures: return 2;
+    case Split::ColFeatures: return 3;
+    default: return 4;
+  }
+}
+
+}  // namespace
+
+Factors::Factors(Stream& stream, const ModelConfig& model, const std::vector<LinearModule>& modules,
+                 const AdapterConfig& config, int tp_rank, int tp_size, int64_t tail)
+    : config_(config), tail_(tail) {
+  std::map<std::string, uint32_t> sites;
+  for (const LinearModule& m : linear_modules(model)) {
+    sites.emplace(m.name, uint32_t(sites.size()));
+  }
+  for (const LinearModule& linear : modules) {
+    LoraModule m;
+    m.linear = linear;
+    const ModuleScale scale = module_scale(config, linear.name);
+    m.rank = scale.rank;
+    m.alpha = scale.alpha;
+    m.scaling = float(scale.scaling);
+    m.site = sites.at(linear.name);
+    const TensorPart part = tensor_part(model, linear.split, linear.out_features,
+                                        linear.in_features, tp_rank, tp_size);
+    m.a_cols = {part.col_begin, part.col_end};
+    m.b_rows = {part.row_begin, part.row_end};
+    modules_.push_back(std::move(m));
+  }
+  std::sort(modules_.begin(), modules_.end(),
+            [](const LoraModule& x, const LoraModule& y) { return x.site < y.site; });
+  for (size_t begin = 0; begin < modules_.size();) {
+    size_t end = begin;
+    while (end < modules_.size() && modules_[end].linear.layer == modules_[begin].linear.layer &&
+           input_group(modules_[end].linear.split) == input_group(modules_[begin].linear.split)) {
+      ++end;
+    }
+    for (size_t i = begin; i < end; ++i) {
+      modules_[i].a_offset = size_;
+      size_ += modules_[i].rank * modules_[i].linear.in_features;
+    }
+    for (size_t i = begin; i < end; ++i) {
+      modules_[i].b_offset = size_;
+      size_ += modules_[i].rank * modules_[i].linear.out_features;
+    }
+    begin = end;
+  }
+  const auto bytes = [](int64_t floats) { return size_t(floats) * sizeof(float); };
+  values_ = Buffer(stream, bytes(size_));
+  gradients_ = Buffer(stream, bytes(size_ + tail));
+  first_moments_ = Buffer(stream, bytes(size_));
+  second_moments_ = Buffer(stream, bytes(size_));
+}
+
+const LoraModule* Factors::find(const std::string& name) const {
+  for (const LoraModule& m : modules_) {
+    if (m.linear.name == name) return &m;
+  }
+  return nullptr;
+}
+
+void Factors::initialize(uint64_t seed) {
+  std::fill_n(values(), size_, 0.0f);
+  for (const LoraModule& m : modules_) {
+    const float bound = 1.0f / std::sqrt(float(m.linear.in_features));
+    float* a = values() + m.a_offset;
+    const int64_t n = m.rank * m.linear.in_features;
+    for (int64_t i = 0; i < n; i += 4) {
+      const auto words = random_words(seed, Purpose::FactorInit, m.site, uint64_t(i / 4));
+      for (int64_t j = i; j < std::min(i + 4, n); ++j) {
+        a[j] = (2 * uniform01(words[size_t(j - i)]) - 1) * bound;
+      }
+    }
+  }
+}
+
+void Factors::load(const Adapter& adapter) {
+  std::map<std::string, const AdapterModule*> by_name;
+  for (const AdapterModule& m : adapter.modules) by_name.emplace(m.name, &m);
+  for (const LoraModule& m : modules_) {
+    const auto found = by_name.find(m.linear.name);
+    assert(found != by_name.end());
+    const AdapterModule& from = *found->second;
+    assert(from.rank == m.rank);
+    std::copy(from.a.begin(), from.a.end(), values() + m.a_offset);
+    std::copy(from.b.begin(), from.b.end(), values() + m.b_offset);
+  }
+}
+
+Adapter Factors::to_adapter() const {
+  Adapter adapter;
+  adapter.config = config_;
+  for (const LoraModule& m : modules_) {
+    AdapterModule out;
+    out.name = m.linear.name;
+    out.rank = m.rank;
+    out.in_features = m.linear.in_features;
+    out.out_features = m.linear.out_features;
+    out.alpha = m.alpha;
+    out.a.assign(values() + m.a_offset, values() + m.a_offset + m.rank * m.linear.in_features);
+    out.b.assign(values() + m.b_offset, values() + m.b_offset + m.rank * m.linear.out_features);
+    adapter.modules.push_back(std::move(out));
+  }
+  return adapter;
+}
+
+}  // namespace lorashard

@@ -1,0 +1,41 @@
+// Final norm, output head and cross entropy, vocabulary-parallel: only rows whose label counts are
+// computed, in chunks, and no rank ever holds the full logits.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "parallel/collectives.h"
+#include "trainer/weights.h"
+
+namespace lorashard {
+
+// Memory of the loss for at most T tokens.
+class LossHead {
+ public:
+  LossHead(Stream& stream, const ModelConfig& config, const ModelWeights& weights,
+           Communicator& tensor, int64_t max_tokens, DType activation_type);
+
+  // The sum over counted rows of -log p(label), in double. labels: T entries, -100 not counted.
+  // Unless dx(T,H) is empty it gets the gradient of that sum for x(T,H), the same on every rank.
+  double forward_backward(ConstMatrix x, std::span<const int32_t> labels, Matrix dx);
+
+  // logits(R, V of this rank) F32 for the given rows of x: for generation.
+  void logits(ConstMatrix x, std::span<const int32_t> rows, Matrix logits);
+
+  // Rows of logits computed at once.
+  int64_t chunk_rows() const { return chunk_rows_; }
+
+ private:
+  Stream& stream_;
+  const ModelConfig& config_;
+  const ModelWeights& weights_;
+  Communicator& tensor_;
+  int64_t chunk_rows_;
+  std::vector<int32_t> rows_, labels_;
+  std::vector<float> lse_;
+  Buffer memory_[6];
+  Matrix picked_, normed_, rstd_, d_normed_, logits_, stats_;
+};
+
+}  // namespace lorashard

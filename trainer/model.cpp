@@ -1,0 +1,220 @@
+#include "trainer/model.h"
+
+#include <algorithm>
+#include <array>
+#include <cassert>
+#include <numeric>
+
+#include "kernels/elementwise.h"
+#include "kernels/embedding.h"
+#include "kernels/rows.h"
+
+namespace lorashard {
+
+// One micro-batch or decoding step under way.
+struct Model::Pass {
+  int64_t tokens;
+  Sequences sequences;
+  const int32_t* positions;
+  DropoutState dropout;
+};
+
+Model::Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, Factors* factors,
+             Communicator& tensor, const ModelOptions& options)
+    : stream_(stream),
+      config_(config),
+      weights_(weights),
+      factors_(factors),
+      tensor_(tensor),
+      options_(options),
+      loss_(stream, config, weights, tensor, options.max_tokens, options.activation_type) {
+  plan();
+  rope_memory_ = Buffer(stream, size_t(options.max_positions * config.head_dim) * sizeof(float));
+  rope_table_ =
+      matrix(rope_memory_.data(), options.max_positions, config.head_dim, DType::F32);
+  fill_rope_table(rope_table_, config.rope, config.head_dim);
+  for (int64_t l = 0; l < config.layers; ++l) {
+    const std::string prefix = "layer." + std::to_string(l) + ".";
+    labels_.push_back({prefix + "attention.forward", prefix + "mlp.forward",
+                       prefix + "attention.backward", prefix + "mlp.backward"});
+  }
+}
+
+void Model::plan() {
+  ActivationDims& d = dims_;
+  d.tokens = options_.max_tokens;
+  d.hidden = config_.hidden_size;
+  d.heads = weights_.heads.query.size();
+  d.kv_heads = weights_.heads.kv.size();
+  d.q_width = d.heads * config_.head_dim;
+  d.kv_width = d.kv_heads * config_.head_dim;
+  d.features = weights_.features.size();
+  d.qk_norm = config_.qk_norm;
+  d.backward = options_.training;
+  d.dropout = options_.training && options_.dropout > 0;
+  d.type = options_.activation_type;
+  d.layers = config_.layers;
+  d.first_layer = 0;
+  while (d.backward && d.first_layer < d.layers &&
+         !weights_.blocks[size_t(d.first_layer)].adapted()) {
+    ++d.first_layer;
+  }
+  const auto bytes_when_keeping = [&](int64_t kept) {
+    d.kept_layers = kept;
+    Arena counter;
+    plan_activations(counter, d, weights_.blocks);
+    return counter.used();
+  };
+  const int64_t all = d.backward ? d.layers - d.first_layer : 0;
+  int64_t kept = options_.recompute == Recompute::Full ? 0 : all;
+  if (options_.recompute == Recompute::Auto && options_.memory_budget > 0) {
+    while (kept > 0 && bytes_when_keeping(kept) > options_.memory_budget) --kept;
+  }
+  memory_ = Buffer(stream_, bytes_when_keeping(kept));
+  Arena arena(memory_.data());
+  activations_ = plan_activations(arena, d, weights_.blocks);
+}
+
+void Model::use_factors(Factors* factors) {
+  assert(!options_.training);
+  factors_ = factors;
+  attach_factors(weights_, config_, factors);
+  plan();
+}
+
+Matrix Model::embed(std::span<const int32_t> ids) {
+  const Matrix x = activations_.residual[0].row_range(0, int64_t(ids.size()));
+  embedding_forward(stream_, x, ids.data(), weights_.embedding, weights_.vocabulary.begin,
+                    config_.embedding_scale);
+  tensor_.all_reduce_sum(stream_, x, "embedding");
+  return x;
+}
+
+BlockContext Model::context(const Pass& pass, const LinearContext& linear,
+                            const BlockScratch& scratch) const {
+  BlockContext c{.linear = linear,
+                 .tensor = tensor_,
+                 .config = config_,
+                 .attention = {},
+                 .sequences = pass.sequences,
+                 .positions = pass.positions,
+                 .rope_table = rope_table_,
+                 .scratch = scratch};
+  c.attention.heads = dims_.heads;
+  c.attention.kv_heads = dims_.kv_heads;
+  c.attention.head_dim = config_.head_dim;
+  c.attention.group = config_.heads / config_.kv_heads;
+  c.attention.group_offset = weights_.heads.query.begin % c.attention.group;
+  c.attention.scale = config_.attention_scale;
+  return c;
+}
+
+// From residual[0] (the embeddings) to the last residual.
+void Model::run_layers(const Pass& pass, DecodeState* state) {
+  const BlockScratch scratch = first_rows(activations_.scratch, pass.tokens);
+  const LinearContext linear{.stream = stream_,
+                             .values = factors_ ? factors_->values() : nullptr,
+                             .gradients = nullptr,
+                             .dropout = pass.dropout,
+                             .t = activations_.t,
+                             .dropped = activations_.dropped};
+  const BlockContext c = context(pass, linear, scratch);
+  const auto row = [&](size_t i) { return activations_.residual[i].row_range(0, pass.tokens); };
+  for (int64_t l = 0; l < config_.layers; ++l) {
+    const int64_t i = std::max<int64_t>(l - dims_.first_layer, 0);
+    const BlockActivations acts = first_rows(activations_.blocks[size_t(i)], pass.tokens);
+    // Layers below the first adapted one work in place.
+    const size_t in = size_t(2 * i);
+    const bool in_place = l < dims_.first_layer;
+    block_forward(c, weights_.blocks[size_t(l)], labels_[size_t(l)], row(in),
+                  row(in_place ? in : in + 1), row(in_place ? in : in + 2), acts,
+                  state ? &state->caches[size_t(l)] : nullptr);
+  }
+}
+
+double Model::forward_backward(const MicroBatch& batch) {
+  assert(options_.training && factors_);
+  const auto tokens = int64_t(batch.ids.size());
+  const Pass pass{tokens,
+                  {batch.offsets, batch.offsets},
+                  batch.positions.data(),
+                  {options_.dropout, options_.seed, batch.row_keys.data()}};
+  embed(batch.ids);
+  run_layers(pass, nullptr);
+
+  const Matrix dx = activations_.dx.row_range(0, tokens);
+  const double loss = loss_.forward_backward(activations_.residual.back().row_range(0, tokens),
+                                             batch.labels, dx);
+
+  const BlockScratch scratch = first_rows(activations_.scratch, tokens);
+  const LinearContext linear{.stream = stream_,
+                             .values = factors_->values(),
+                             .gradients = factors_->gradients(),
+                             .dropout = pass.dropout,
+                             .t = activations_.t,
+                             .dropped = activations_.dropped};
+  const BlockContext c = context(pass, linear, scratch);
+  for (int64_t l = config_.layers - 1; l >= dims_.first_layer; --l) {
+    const auto i = size_t(l - dims_.first_layer);
+    const BlockWeights& w = weights_.blocks[size_t(l)];
+    const BlockActivations acts = first_rows(activations_.blocks[i], tokens);
+    const Matrix x_in = activations_.residual[2 * i].row_range(0, tokens);
+    const Matrix x_mid = activations_.residual[2 * i + 1].row_range(0, tokens);
+    if (!activations_.kept[i]) block_recompute(c, w, x_in, x_mid, acts);
+    block_backward(c, w, labels_[size_t(l)], x_in, x_mid, dx, acts, l == dims_.first_layer);
+  }
+  return loss;
+}
+
+double Model::evaluate(const MicroBatch& batch) {
+  const auto tokens = int64_t(batch.ids.size());
+  if (tokens > 0) embed(batch.ids);
+  const Pass pass{tokens, {batch.offsets, batch.offsets}, batch.positions.data(), {}};
+  if (tokens == 0) return 0;
+  run_layers(pass, nullptr);
+  return loss_.forward_backward(activations_.residual.back().row_range(0, tokens), batch.labels,
+                                {});
+}
+
+DecodeState Model::new_sequence(int64_t capacity) {
+  DecodeState state;
+  const auto lay_out = [&](Arena& arena) {
+    state.caches.clear();
+    for (int64_t l = 0; l < config_.layers; ++l) {
+      KvCache cache;
+      cache.k = arena.take(capacity, dims_.kv_width, dims_.type);
+      cache.v = arena.take(capacity, dims_.kv_width, dims_.type);
+      state.caches.push_back(cache);
+    }
+  };
+  Arena counter;
+  lay_out(counter);
+  state.memory = Buffer(stream_, counter.used());
+  Arena arena(state.memory.data());
+  lay_out(arena);
+  return state;
+}
+
+void Model::decode(DecodeState& state, std::span<const int32_t> tokens, Matrix logits) {
+  assert(!tokens.empty());
+  while (!tokens.empty()) {
+    const auto piece = tokens.first(std::min(tokens.size(), size_t(options_.max_tokens)));
+    tokens = tokens.subspan(piece.size());
+    const auto n = int32_t(piece.size());
+    std::vector<int32_t> positions(piece.size());
+    std::iota(positions.begin(), positions.end(), int32_t(state.position));
+    const std::array<int32_t, 2> offsets{0, n};
+    embed(piece);
+    run_layers({n, {offsets, offsets}, positions.data(), {}}, &state);
+    state.position += n;
+    if (!tokens.empty()) continue;
+    // Each rank's slice in its place, zero elsewhere; the sum is the whole row.
+    fill_zero(stream_, logits);
+    const int32_t last = n - 1;
+    loss_.logits(activations_.residual.back().row_range(0, n), {&last, 1},
+                 logits.col_range(weights_.vocabulary.begin, weights_.vocabulary.size()));
+    tensor_.all_reduce_sum(stream_, logits, "logits");
+  }
+}
+
+}  // namespace lorashard

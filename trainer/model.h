@@ -1,0 +1,80 @@
+// The transformer on one rank: forward, then backward, and cached decoding.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "parallel/mesh.h"
+#include "trainer/activations.h"
+#include "trainer/batches.h"
+#include "trainer/loss.h"
+
+namespace lorashard {
+
+enum class Recompute : uint8_t { Auto, None, Full };
+
+struct ModelOptions {
+  DType activation_type = DType::F32;
+  int64_t max_tokens = 0;     // of one micro-batch
+  int64_t max_positions = 0;  // of one sequence
+  bool training = false;
+  Recompute recompute = Recompute::Auto;
+  size_t memory_budget = 0;   // bytes for activations that Auto may fill; 0: no limit
+  float dropout = 0;
+  uint64_t seed = 0;
+};
+
+// One sequence being generated: the caches of all layers.
+struct DecodeState {
+  std::vector<KvCache> caches;
+  Buffer memory;
+  int64_t position = 0;
+};
+
+class Model {
+ public:
+  // `factors` may be null. weights, factors, stream and mesh outlive the model.
+  Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, Factors* factors,
+        Communicator& tensor, const ModelOptions& options);
+
+  // Adds the gradient of the sum of the micro-batch's counted losses to the factors' flat gradient
+  // and returns that sum. REQUIRES: training, factors.
+  double forward_backward(const MicroBatch& batch);
+  // The sum of the counted losses alone, without dropout.
+  double evaluate(const MicroBatch& batch);
+
+  // Other factors (null: the base alone) on the same loaded base. REQUIRES: not training.
+  void use_factors(Factors* factors);
+  DecodeState new_sequence(int64_t capacity);
+  // Appends tokens to the sequence; logits(1, vocab) F32 of the last one, whole on every rank.
+  void decode(DecodeState& state, std::span<const int32_t> tokens, Matrix logits);
+
+  int64_t kept_layers() const { return dims_.kept_layers; }
+  int64_t first_layer() const { return dims_.first_layer; }
+  size_t activation_bytes() const { return memory_.bytes(); }
+
+ private:
+  struct Pass;
+  void plan();
+  Matrix embed(std::span<const int32_t> ids);
+  void run_layers(const Pass& pass, DecodeState* state);
+  BlockContext context(const Pass& pass, const LinearContext& linear, const BlockScratch& s) const;
+
+  Stream& stream_;
+  const ModelConfig& config_;
+  ModelWeights& weights_;
+  Factors* factors_;
+  Communicator& tensor_;
+  ModelOptions options_;
+  ActivationDims dims_;
+  Buffer memory_, rope_memory_;
+  Activations activations_;
+  Matrix rope_table_;
+  std::vector<BlockLabels> labels_;
+  LossHead loss_;
+};
+
+// cos_sin table (positions, head_dim) of kernels/rope.h, angles formed in fp32 as Hugging Face does.
+void fill_rope_table(Matrix table, const RopeConfig& rope, int64_t head_dim);
+
+}  // namespace lorashard

@@ -1,0 +1,72 @@
+#include "trainer/run_folder.h"
+
+#include <cerrno>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "configs/error.h"
+
+namespace lorashard {
+
+MetricsFile::MetricsFile(const fs::path& run_dir, int64_t keep_steps)
+    : path_(run_dir / "metrics.jsonl") {
+  std::string kept;
+  if (fs::exists(path_)) {
+    const std::string text = read_text(path_);
+    for (size_t begin = 0; begin < text.size();) {
+      const size_t end = text.find('\n', begin);
+      if (end == std::string::npos) break;  // a line that a kill cut short
+      const auto line = nlohmann::json::parse(text.substr(begin, end - begin), nullptr, false);
+      if (line.is_object() && line.contains("step") && line["step"].is_number_integer() &&
+          line["step"].get<int64_t>() <= keep_steps) {
+        kept.append(text, begin, end + 1 - begin);
+      }
+      begin = end + 1;
+    }
+  }
+  write_file_atomic(path_, kept);
+  file_ = std::fopen(path_.c_str(), "a");
+  if (!file_) fail_run(path_.string(), std::strerror(errno));
+}
+
+MetricsFile::~MetricsFile() { std::fclose(file_); }
+
+void MetricsFile::append(const StepMetrics& m) {
+  nlohmann::ordered_json line;
+  line["step"] = m.step;
+  line["loss"] = m.loss;
+  line["learning_rate"] = m.learning_rate;
+  line["grad_norm"] = m.grad_norm;
+  line["tokens"] = m.tokens;
+  line["counted_tokens"] = m.counted;
+  line["step_time_s"] = m.step_time_s;
+  line["tokens_per_s"] = m.tokens_per_s;
+  line["peak_rss_mib"] = m.peak_rss_mib;
+  if (m.eval_loss) line["eval_loss"] = *m.eval_loss;
+  const std::string text = line.dump() + "\n";
+  if (std::fwrite(text.data(), 1, text.size(), file_) != text.size() || std::fflush(file_) != 0) {
+    fail_run(path_.string(), std::string("cannot write: ") + std::strerror(errno));
+  }
+}
+
+void open_run_folder(const Config& config, bool resume) {
+  const fs::path dir = config.run.output().dir();
+  if (!resume) {
+    for (const char* name : {"config.textproto", "metrics.jsonl", "checkpoints", "adapter"}) {
+      if (fs::exists(dir / name)) {
+        fail_input(config.where("output.dir"),
+                   "'" + dir.string() + "' holds a run (" + name +
+                       "); choose another output.dir, or continue it with --resume");
+      }
+    }
+  }
+  std::error_code error;
+  fs::create_directories(dir, error);
+  if (error) {
+    fail_input(config.where("output.dir"),
+               "cannot create '" + dir.string() + "': " + error.message());
+  }
+  write_file_atomic(dir / "config.textproto", to_textproto(config.run));
+}
+
+}  // namespace lorashard

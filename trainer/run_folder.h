@@ -1,0 +1,45 @@
+// RUN/: the resolved config, metrics.jsonl, checkpoints/ and adapter/. One rank writes it.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <optional>
+#include <string>
+
+#include "checkpoint/file_io.h"
+#include "configs/config.h"
+
+namespace lorashard {
+
+// One line of metrics.jsonl.
+struct StepMetrics {
+  int64_t step = 0;  // counts from 1
+  double loss = 0, learning_rate = 0, grad_norm = 0;
+  int64_t tokens = 0;   // input tokens of the step, all ranks
+  int64_t counted = 0;  // labels that the loss is the mean of
+  double step_time_s = 0, tokens_per_s = 0;
+  double peak_rss_mib = 0;  // of the largest rank
+  std::optional<double> eval_loss;
+};
+
+// metrics.jsonl, appended line by line. After a resume at step s, what later steps had written is
+// dropped first, so that each step stands once.
+class MetricsFile {
+ public:
+  // Keeps the lines of steps <= keep_steps of an existing file.
+  MetricsFile(const fs::path& run_dir, int64_t keep_steps);
+  ~MetricsFile();
+  MetricsFile(const MetricsFile&) = delete;
+  MetricsFile& operator=(const MetricsFile&) = delete;
+  void append(const StepMetrics& m);
+
+ private:
+  fs::path path_;
+  std::FILE* file_;
+};
+
+// Creates the folder and writes config.textproto. Without `resume`, a folder that holds a run is
+// refused (Error, status 2).
+void open_run_folder(const Config& config, bool resume);
+
+}  // namespace lorashard
