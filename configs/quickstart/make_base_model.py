@@ -32,11 +32,11 @@ def verses():
 
 
 def documents(lines, seed):
-    """Runs of 1 to 6 consecutive verses, so that a document starts and ends anywhere."""
+    """Runs of 1 to 6 consecutive verses, one a line, so that a document starts and ends anywhere."""
     rng, at, docs = random.Random(seed), 0, []
     while at < len(lines):
         n = rng.choice((1, 1, 2, 2, 3, 4, 6))
-        docs.append(" ".join(lines[at:at + n]))
+        docs.append("\n".join(lines[at:at + n]))
         at += n
     return docs
 
@@ -126,6 +126,12 @@ def main():
     model.save_pretrained(args.out)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS,
                             model_max_length=1024, clean_up_tokenization_spaces=False).save_pretrained(args.out)
+    # The class under the name that transformers 4 knows too.
+    path = os.path.join(args.out, "tokenizer_config.json")
+    with open(path) as f:
+        text = f.read()
+    with open(path, "w") as f:
+        f.write(text.replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'))
     model = model.float()
     for prompt in ("Wisdom", "A friend is", "The king said", "Love", "In the beginning"):
         ids = torch.tensor([tokenizer.encode(prompt).ids])
