@@ -27,7 +27,13 @@ typedef uint32_t vu __attribute__((vector_size(kBytes)));
 typedef uint64_t vl __attribute__((vector_size(kBytes)));
 typedef uint16_t vh __attribute__((vector_size(kBytes / 2)));
 
-LORASHARD_INLINE vf splat(float x) { return vf{} + x; }
+#if defined(LORASHARD_TARGET_AVX512)
+LORASHARD_INLINE vf splat(float x) { return vf(_mm512_set1_ps(x)); }
+#elif defined(LORASHARD_TARGET_AVX2)
+LORASHARD_INLINE vf splat(float x) { return vf(_mm256_set1_ps(x)); }
+#else
+LORASHARD_INLINE vf splat(float x) { return vf{x, x, x, x}; }
+#endif
 LORASHARD_INLINE vf zero() { return vf{}; }
 LORASHARD_INLINE vf max(vf a, vf b) { return a > b ? a : b; }
 LORASHARD_INLINE vf min(vf a, vf b) { return a < b ? a : b; }
