@@ -243,9 +243,23 @@ TEST(TokenizerRegex, ReadsPatternsAsOnigurumaDoes) {
   EXPECT_EQ(matches("x*", "axb"), (Texts{"", "x", ""}));
   EXPECT_EQ(matches("[^\\S\\n]+", " \n\t"), (Texts{" ", "\t"}));
   EXPECT_EQ(matches("\\bab\\b", "ab cab ab\u0301"), (Texts{"ab"}));
-  EXPECT_EQ(matches("\\p{Lo}+", "\U000323b0\u4e2d"), (Texts{"\U000323b0\u4e2d"}));  // Unicode 16
-  for (const char* pattern : {"[a[bc]]", "[a&&b]", "(?m:.)", "a(?i)b", "\\p{Greek}", "\\1", "a{2}?",
-                              "(?i:\\p{L})", "\\R", "(?<n>a)", "a\\", "(a"}) {
+  EXPECT_EQ(matches("\\p{Lo}+", "\U0002ebf0\u4e2d"), (Texts{"\U0002ebf0\u4e2d"}));  // Unicode 16
+  EXPECT_EQ(matches("\\bab\\b", "ab ab1 \u200dab ab\u00b2"), (Texts{"ab", "ab"}));
+  EXPECT_EQ(matches("(?i)ab|C", "AB c"), (Texts{"AB", "c"}));
+  EXPECT_EQ(matches("[^\\W\\d]+", "a1_b"), (Texts{"a", "_b"}));
+  EXPECT_EQ(matches("\\W", "a_-\u00b2\u0301"), (Texts{"-"}));
+  EXPECT_EQ(matches("\\p{^L}+", "a12b"), (Texts{"12"}));
+  EXPECT_EQ(matches(".", "a\nb"), (Texts{"a", "b"}));
+  EXPECT_EQ(matches("a|", "ba"), (Texts{"", "a"}));
+  EXPECT_EQ(matches("\\v", "\v\n\u2028"), (Texts{"\v"}));
+  EXPECT_EQ(matches("b\\Z", "b\nb\n"), (Texts{"b"}));
+  EXPECT_EQ(matches("[\\x41-\\x43]+", "ABCD"), (Texts{"ABC"}));
+  EXPECT_EQ(matches("\\u00e9+\\x{1F600}", "\u00e9\u00e9\U0001F600"),
+            (Texts{"\u00e9\u00e9\U0001F600"}));
+  EXPECT_EQ(matches("[a\\-c]+x{", "a-cx{"), (Texts{"a-cx{"}));
+  for (const char* pattern :
+       {"[a[bc]]", "[a&&b]", "(?m:.)", "a(?i)b", "\\p{Greek}", "\\1", "a{2}?", "(?i:\\p{L})",
+        "(?i:ss)", "(?i:\u00e9)", "\\R", "(?<n>a)", "a\\", "(a"}) {
     EXPECT_THAT(message_of([&] { translate_regex(pattern, "test"); }),
                 HasSubstr("test: regular expression at offset"))
         << pattern;
