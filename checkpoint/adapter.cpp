@@ -155,8 +155,12 @@ double module_alpha(const AdapterConfig& config, const std::string& module) {
   return PatternTable<double>(config.alpha_pattern, config.alpha, "alpha_pattern").of(module);
 }
 
+double lora_scaling(const AdapterConfig& config, int64_t rank, double alpha) {
+  return config.use_rslora ? alpha / std::sqrt(double(rank)) : alpha / double(rank);
+}
+
 double Adapter::scaling(const AdapterModule& m) const {
-  return config.use_rslora ? m.alpha / std::sqrt(double(m.rank)) : m.alpha / double(m.rank);
+  return lora_scaling(config, m.rank, m.alpha);
 }
 
 Adapter read_adapter(const fs::path& dir, const std::vector<LinearModule>& modules) {

@@ -36,6 +36,8 @@ struct AdapterConfig {
 // Errors (status 2) name a pattern that is no regular expression.
 int64_t module_rank(const AdapterConfig& config, const std::string& module);
 double module_alpha(const AdapterConfig& config, const std::string& module);
+// alpha / rank, or alpha / sqrt(rank) under use_rslora.
+double lora_scaling(const AdapterConfig& config, int64_t rank, double alpha);
 
 // One module's factors in fp32, row-major: a (rank, in), b (out, rank).
 struct AdapterModule {

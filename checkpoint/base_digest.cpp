@@ -262,7 +262,7 @@ std::string combine_digests(const std::vector<BaseModel::Tensor>& tensors,
   for (const auto& [name, i] : by_name) {
     const BaseModel::Tensor& t = tensors[i];
     std::string shape = std::to_string(t.shape[0]);
-    if (t.shape.size() == 2) shape += "x" + std::to_string(t.shape[1]);
+    if (t.shape.size() == 2) shape.append("x").append(std::to_string(t.shape[1]));
     hash.update(name + " " + std::string(name_of(t.dtype)) + " " + shape + " " +
                 to_hex(digests[i].data(), digests[i].size()) + "\n");
   }

@@ -168,7 +168,8 @@ struct FirstError : google::protobuf::io::ErrorCollector {
   std::string where, what;
   void AddError(int line, int column, const std::string& message) override {
     if (!what.empty()) return;
-    where = ":" + std::to_string(line + 1) + ":" + std::to_string(column + 1);
+    where.append(":").append(std::to_string(line + 1));
+    where.append(":").append(std::to_string(column + 1));
     what = message;
   }
 };

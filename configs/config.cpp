@@ -2,6 +2,7 @@
 
 #include <google/protobuf/text_format.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstring>
@@ -129,6 +130,10 @@ void check(const Config& config, ConfigUse use) {
               "is " + std::to_string(train.global_batch_size()) +
                   ", expected a multiple of train.micro_batch_size, which is " +
                   std::to_string(train.micro_batch_size()));
+  if (train.micro_batch_size() > (int64_t{1} << 30) / std::max<int64_t>(1, run.data().seq_len()))
+    c.problem("train.micro_batch_size", "is " + std::to_string(train.micro_batch_size()) +
+                                            ", expected at most 2^30 tokens in micro_batch_size x "
+                                            "data.seq_len");
   c.integer("train.eval_every", train.eval_every(), 0);
   c.integer("train.replica_check_every", train.replica_check_every(), 0);
   c.integer("train.log_every", train.log_every(), 1);

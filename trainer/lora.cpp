@@ -36,10 +36,9 @@ Factors::Factors(Stream& stream, const ModelConfig& model, const std::vector<Lin
   for (const LinearModule& linear : modules) {
     LoraModule m;
     m.linear = linear;
-    const ModuleScale scale = module_scale(config, linear.name);
-    m.rank = scale.rank;
-    m.alpha = scale.alpha;
-    m.scaling = float(scale.scaling);
+    m.rank = module_rank(config, linear.name);
+    m.alpha = module_alpha(config, linear.name);
+    m.scaling = float(lora_scaling(config, m.rank, m.alpha));
     m.site = sites.at(linear.name);
     const TensorPart part = tensor_part(model, linear.split, linear.out_features,
                                         linear.in_features, tp_rank, tp_size);

@@ -77,12 +77,4 @@ class Factors {
   Buffer values_, gradients_, first_moments_, second_moments_;
 };
 
-// rank, alpha and scaling of one module under rank_pattern and alpha_pattern, as PEFT.
-struct ModuleScale {
-  int64_t rank;
-  double alpha;
-  double scaling;
-};
-ModuleScale module_scale(const AdapterConfig& config, const std::string& module_name);
-
 }  // namespace lorashard

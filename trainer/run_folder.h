@@ -22,6 +22,9 @@ struct StepMetrics {
   std::optional<double> eval_loss;
 };
 
+// The console line of a step.
+std::string format_step(const StepMetrics& m, int64_t steps);
+
 // metrics.jsonl, appended line by line. After a resume at step s, what later steps had written is
 // dropped first, so that each step stands once.
 class MetricsFile {

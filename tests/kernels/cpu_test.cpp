@@ -139,6 +139,8 @@ TEST(CpuTargets, AgreeWithEachOther) {
     }
     k.dropout(z.data(), DType::F32, x.data(), DType::F32, 1, 2, 3, 5, d, 1 << 23, 2, false);
     keep(z);
+    k.dot_rows(z.data(), x.data(), y.data(), DType::F32, 9, 15, 27);
+    keep(z);
     k.row_max_sum(x.data(), DType::F32, d, &z[0], &z[1]);
     k.scale_add(z.data() + 2, DType::F32, x.data(), 2, 3, d);
     keep(z);

@@ -1,0 +1,75 @@
+#include "trainer/evaluate.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <optional>
+
+#include "configs/error.h"
+#include "parallel/agree.h"
+#include "trainer/console.h"
+#include "trainer/train.h"
+
+namespace lorashard {
+
+EvalSum evaluate_loss(Model& model, std::shared_ptr<const Dataset> data, const std::string& path,
+                      int64_t micro_batch, const Mesh& mesh, Stream& stream) {
+  const EvalBatches batches(data, micro_batch, mesh.dp_rank, mesh.dp_size);
+  double sums[2] = {0, 0};  // loss, counted labels
+  for (int64_t m = 0; m < batches.micro_batches(); ++m) {
+    const MicroBatch batch = batches.micro_batch(m);
+    const double loss = model.evaluate(batch);
+    if (mesh.tp_rank != 0) continue;  // counted once in a tensor-parallel group
+    sums[0] += loss;
+    sums[1] += double(batch.counted);
+  }
+  mesh.world->all_reduce_sum(stream, matrix(sums, 1, 2, DType::F64), "eval_loss");
+  if (sums[1] == 0) {
+    Error error(kExitInput, path, "no label counts; at least one must differ from -100 and have a "
+                                  "token before it");
+    error.on_all_ranks = true;
+    throw error;
+  }
+  return {sums[0], int64_t(sums[1]), data->size()};
+}
+
+int evaluate(const Config& config, const std::string& adapter_dir, const Ranks& ranks) {
+  const RunConfig& run = config.run;
+  Communicator& world = ranks.world;
+  Console console(world.rank() == 0);
+  std::unique_ptr<BaseModel> base;
+  std::shared_ptr<const Dataset> data;
+  std::optional<Adapter> adapter;
+  run_agreed(world, [&] {
+    check_mesh(config, world.size());
+    check_backend(config);
+    base = BaseModel::open(run.model().path());
+    check_tensor_degree(config, base->config());
+    data = open_dataset(config, run.data().eval(), *base);
+    if (!adapter_dir.empty()) adapter = read_adapter(adapter_dir, linear_modules(base->config()));
+  });
+  const std::string digest = base->digest(world);
+  Stream stream(choose_threads(run.compute().threads(), ranks.host_ranks));
+  const Mesh mesh = make_mesh(world, int(run.parallel().tensor()));
+  std::optional<Factors> factors;
+  ModelWeights weights;
+  std::optional<Model> model;
+  run_agreed(world, [&] {
+    if (adapter) {
+      check_adapter_base(*adapter, adapter_dir, digest);
+      factors.emplace(factors_of(stream, base->config(), *adapter, mesh));
+    }
+    weights = load_weights(*base, mesh.tp_rank, mesh.tp_size, factors ? &*factors : nullptr);
+    model.emplace(stream, base->config(), weights, factors ? &*factors : nullptr, *mesh.tensor,
+                  ModelOptions{.activation_type = activation_type(run),
+                               .max_tokens = run.train().micro_batch_size() * run.data().seq_len(),
+                               .max_positions = run.data().seq_len()});
+  });
+  const EvalSum sum = evaluate_loss(*model, data, run.data().eval(),
+                                    run.train().micro_batch_size(), mesh, stream);
+  console.line(fmt::format("loss {:.6f} perplexity {:.4f} tokens {} sequences {}", sum.mean(),
+                           std::exp(sum.mean()), sum.counted, sum.sequences));
+  return 0;
+}
+
+}  // namespace lorashard

@@ -1,0 +1,20 @@
+// Evaluation: the mean loss over all counted labels of a file.
+#pragma once
+
+#include "parallel/mesh.h"
+#include "trainer/model.h"
+
+namespace lorashard {
+
+struct EvalSum {
+  double loss_sum = 0;
+  int64_t counted = 0, sequences = 0;
+  double mean() const { return loss_sum / double(counted); }
+};
+
+// Over the whole data set, shared out over the data-parallel ranks. Error (status 2) if no label
+// counts. Collective over mesh.world.
+EvalSum evaluate_loss(Model& model, std::shared_ptr<const Dataset> data, const std::string& path,
+                      int64_t micro_batch, const Mesh& mesh, Stream& stream);
+
+}  // namespace lorashard

@@ -1,0 +1,130 @@
+#include "trainer/resume.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "configs/error.h"
+
+namespace lorashard {
+namespace {
+
+void check_same_run(const LoadedCheckpoint& loaded, const Factors& factors,
+                    const TrainingCounters& ours, const Config& config) {
+  const TrainingCounters& theirs = loaded.state.counters;
+  const std::string name = loaded.path.string();
+  if (theirs.base_digest != ours.base_digest) {
+    fail_input(config.where("model.path"),
+               fmt::format("the base has digest {:.16}…, {} was made on {:.16}…; give the base that "
+                           "the run began with",
+                           ours.base_digest, name, theirs.base_digest));
+  }
+  if (theirs.seed != ours.seed) {
+    fail_input(config.where("train.seed"),
+               fmt::format("train.seed is {}, {} was made with {}; a run keeps its seed", ours.seed,
+                           name, theirs.seed));
+  }
+  if (theirs.data_digest != ours.data_digest) {
+    fail_input(config.where("data.train"),
+               name + " was made on other training data (its SHA-256 differs); give the same file, "
+                      "or begin a new run with lora.init_from");
+  }
+  const int64_t batch = config.run.train().global_batch_size();
+  if (theirs.sequences_consumed != theirs.step * batch) {
+    fail_input(config.where("train.global_batch_size"),
+               fmt::format("train.global_batch_size is {}, {} was made with {}; a run keeps its "
+                           "batch",
+                           batch, name, theirs.sequences_consumed / std::max<int64_t>(1, theirs.step)));
+  }
+  if (theirs.config_digest != ours.config_digest) {
+    fail_input(config.where("data"),
+               name + " was made with another data.format, seq_len, long_sequences, append_eos or "
+                      "shuffle; a run keeps them");
+  }
+  const auto& modules = loaded.state.adapter.modules;
+  bool same = modules.size() == factors.modules().size();
+  for (size_t i = 0; same && i < modules.size(); ++i) {
+    const LoraModule& m = factors.modules()[i];
+    same = modules[i].name == m.linear.name && modules[i].rank == m.rank &&
+           modules[i].alpha == m.alpha;
+  }
+  if (!same || loaded.state.adapter.config.use_rslora != factors.config().use_rslora) {
+    fail_input(config.where("lora"),
+               fmt::format("{} adapts {} modules with rank {}, alpha {}; the settings here give {} "
+                           "modules, rank {}, alpha {} or other targets; a run keeps them",
+                           name, modules.size(), loaded.state.adapter.config.rank,
+                           loaded.state.adapter.config.alpha, factors.modules().size(),
+                           factors.config().rank, factors.config().alpha));
+  }
+}
+
+}  // namespace
+
+std::string settings_digest(const RunConfig& run) {
+  const auto& d = run.data();
+  const std::string text = fmt::format("{} {} {} {} {}", int(d.format()), d.seq_len(),
+                                       int(d.long_sequences()), d.append_eos(), d.shuffle());
+  return sha256_hex(text.data(), text.size());
+}
+
+ResumedRun load_run(const fs::path& run_dir, const ModelConfig& model, Factors& factors,
+                    TrainingCounters& counters, const Config& config) {
+  const auto loaded = load_newest_checkpoint(run_dir, linear_modules(model));
+  if (!loaded) return {};
+  check_same_run(*loaded, factors, counters, config);
+  factors.load(loaded->state.adapter);
+  const auto copy = [](const std::vector<float>& from, float* to) {
+    std::copy(from.begin(), from.end(), to);
+  };
+  for (size_t i = 0; i < factors.modules().size(); ++i) {
+    const LoraModule& m = factors.modules()[i];
+    copy(loaded->state.first_moment[2 * i], factors.first_moments() + m.a_offset);
+    copy(loaded->state.first_moment[2 * i + 1], factors.first_moments() + m.b_offset);
+    copy(loaded->state.second_moment[2 * i], factors.second_moments() + m.a_offset);
+    copy(loaded->state.second_moment[2 * i + 1], factors.second_moments() + m.b_offset);
+  }
+  counters = loaded->state.counters;
+  return {true, loaded->notes};
+}
+
+void share_run(ResumedRun& resumed, Factors& factors, TrainingCounters& counters,
+               Communicator& world) {
+  int64_t head[4] = {resumed.found, counters.step, counters.sequences_consumed, counters.tokens};
+  world.broadcast(head, sizeof head, 0, "resume");
+  resumed.found = head[0] != 0;
+  if (!resumed.found) return;
+  counters.step = head[1];
+  counters.sequences_consumed = head[2];
+  counters.tokens = head[3];
+  for (float* flat : {factors.values(), factors.first_moments(), factors.second_moments()}) {
+    world.broadcast(flat, factors.size() * int64_t{sizeof(float)}, 0, "resume");
+  }
+}
+
+std::vector<std::string> save_run(const fs::path& run_dir, const Factors& factors,
+                                  const TrainingCounters& counters, int64_t keep_last) {
+  TrainingState state{.counters = counters,
+                      .adapter = factors.to_adapter(),
+                      .first_moment = {},
+                      .second_moment = {}};
+  for (const LoraModule& m : factors.modules()) {
+    for (const auto& [flat, to] : {std::pair{factors.first_moments(), &state.first_moment},
+                                   std::pair{factors.second_moments(), &state.second_moment}}) {
+      const float* a = flat + m.a_offset;
+      const float* b = flat + m.b_offset;
+      to->emplace_back(a, a + m.rank * m.linear.in_features);
+      to->emplace_back(b, b + m.rank * m.linear.out_features);
+    }
+  }
+  return save_checkpoint(run_dir, state, keep_last);
+}
+
+void save_final_adapter(const fs::path& run_dir, const Factors& factors) {
+  const fs::path dir = run_dir / "adapter";
+  std::error_code ignored;
+  fs::remove_all(dir, ignored);
+  create_directory_atomic(
+      dir, [&](const fs::path& temporary) { write_adapter(temporary, factors.to_adapter()); });
+}
+
+}  // namespace lorashard

@@ -1,0 +1,63 @@
+// What train, eval and generate share: ranks and threads, data, and how the settings choose factors.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "checkpoint/adapter.h"
+#include "checkpoint/base_model.h"
+#include "configs/config.h"
+#include "parallel/mesh.h"
+#include "trainer/dataset.h"
+#include "trainer/lora.h"
+
+namespace lorashard {
+
+// The ranks of the job, and how many of them share this rank's host.
+struct Ranks {
+  Communicator& world;
+  int host_ranks = 1;
+};
+
+// Threads of each rank: `requested`, or, if that is 0, this host's processors shared out among its
+// ranks (a rank that mpirun bound to some takes those).
+int choose_threads(int64_t requested, int host_ranks);
+
+// Bytes of activations that `recompute: AUTO` may fill: 60 % of what the host has available, shared
+// among its ranks.
+size_t activation_budget(int host_ranks);
+
+// FP32 or BF16 products and activations.
+DType activation_type(const RunConfig& run);
+
+// Refuses backends that this build lacks; Error (status 2) at the setting.
+void check_backend(const Config& config);
+
+// That parallel.tensor divides the ranks, and does not exceed the query heads; Error (status 2).
+void check_mesh(const Config& config, int world_size);
+void check_tensor_degree(const Config& config, const ModelConfig& model);
+
+// Opens a data file as the config says; the tokenizer of the base is loaded unless the format is
+// TOKENS. Errors: status 2.
+std::shared_ptr<const Dataset> open_dataset(const Config& config, const std::string& path,
+                                            const BaseModel& base);
+
+// The modules to adapt and under which settings. With init_from, what the config does not set is
+// taken from that adapter, and what it sets must agree. Errors: status 2 at the setting.
+struct LoraPlan {
+  AdapterConfig config;
+  std::vector<LinearModule> modules;
+  std::optional<Adapter> start;  // factors of init_from
+};
+LoraPlan plan_lora(const Config& config, const BaseModel& base, const std::string& base_digest);
+
+// The factors of an adapter that was read, with its values. REQUIRES: it fits the model.
+Factors factors_of(Stream& stream, const ModelConfig& model, const Adapter& adapter,
+                   const Mesh& mesh, int64_t tail = 0);
+
+// Error (status 2) if the adapter says that it was made for another base.
+void check_adapter_base(const Adapter& adapter, const std::string& where,
+                        const std::string& base_digest);
+
+}  // namespace lorashard
