@@ -6,7 +6,11 @@ Needs torch, transformers and tokenizers. Nothing that lorashard runs needs this
 wrote lies beside it.
 
     apt-get install bible-kjv bible-kjv-text
-    make_base_model.py --minutes 25 --out configs/quickstart/base_model
+    make_base_model.py --minutes 24 --out first
+    make_base_model.py --start first --seed 1 --minutes 10 --learning-rate 2.5e-3
+
+The first run gets through the text about twice, the second once more. (For the committed model the
+first run joined verses with spaces and not with line ends.)
 """
 import argparse
 import math
