@@ -36,9 +36,12 @@ double peak_rss_mib() {
 
 ScheduleKind schedule_kind(const RunConfig& run) {
   switch (run.schedule().kind()) {
-    case RunConfig::Schedule::LINEAR: return ScheduleKind::Linear;
-    case RunConfig::Schedule::COSINE: return ScheduleKind::Cosine;
-    default: return ScheduleKind::Constant;
+    case RunConfig::Schedule::LINEAR:
+      return ScheduleKind::Linear;
+    case RunConfig::Schedule::COSINE:
+      return ScheduleKind::Cosine;
+    default:
+      return ScheduleKind::Constant;
   }
 }
 
@@ -48,9 +51,10 @@ ModelOptions model_options(const RunConfig& run, int host_ranks) {
   o.max_tokens = run.train().micro_batch_size() * run.data().seq_len();
   o.max_positions = run.data().seq_len();
   o.training = true;
-  o.recompute = run.compute().recompute() == RunConfig::Compute::Recompute::FULL   ? Recompute::Full
-                : run.compute().recompute() == RunConfig::Compute::Recompute::NONE ? Recompute::None
-                                                                                   : Recompute::Auto;
+  o.recompute = run.compute().recompute() == RunConfig::Compute::Recompute::FULL ? Recompute::Full
+                : run.compute().recompute() == RunConfig::Compute::Recompute::NONE
+                    ? Recompute::None
+                    : Recompute::Auto;
   o.memory_budget = activation_budget(host_ranks);
   o.dropout = float(run.lora().dropout());
   o.seed = run.train().seed();
@@ -105,7 +109,8 @@ std::string describe(const BaseModel& base, const Factors& factors, const Model&
   for (const auto& t : base.tensors()) weights += t.rows() * t.cols();
   return fmt::format(
       "base {} ({}, {:.1f} M weights); {} modules adapted, {} trained weights ({:.3f} %)\n"
-      "TP={} x DP={}, {} thread(s) a rank; activations {:.0f} MiB a rank, {} of {} layers recomputed",
+      "TP={} x DP={}, {} thread(s) a rank; activations {:.0f} MiB a rank, {} of {} layers "
+      "recomputed",
       base.path(), base.config().architecture, double(weights) * 1e-6, factors.modules().size(),
       factors.size(), 100 * double(factors.size()) / double(weights), mesh.tp_size, mesh.dp_size,
       threads, double(model.activation_bytes()) / double(1 << 20),
@@ -154,7 +159,8 @@ int train(const Config& config, const Ranks& ranks, const TrainOptions& options)
   counters.config_digest = settings_digest(run);
   ResumedRun resumed;
   run_agreed(world, [&] {
-    if (first && options.resume) resumed = load_run(run_dir, base->config(), factors, counters, config);
+    if (first && options.resume)
+      resumed = load_run(run_dir, base->config(), factors, counters, config);
   });
   for (const std::string& note : resumed.notes) console.line("note: " + note);
   if (!resumed.found && plan.start) factors.load(*plan.start);
@@ -214,9 +220,9 @@ int train(const Config& config, const Ranks& ranks, const TrainOptions& options)
     const StepCounts sum = reduce_step(stream, factors, world, mine);
     const double norm = gradient_norm(stream, factors, std::max<int64_t>(sum.counted, 1));
     check_step(sum, norm, step + 1, run.data().train());
-    const double rate = run.optimizer().learning_rate() *
-                        schedule_factor(schedule_kind(run), step, run.schedule().warmup_steps(),
-                                        steps);
+    const double rate =
+        run.optimizer().learning_rate() *
+        schedule_factor(schedule_kind(run), step, run.schedule().warmup_steps(), steps);
     apply_step(stream, factors, optimizer, rate, step + 1, sum.counted, norm);
     counters.step = step + 1;
     counters.sequences_consumed = counters.step * run.train().global_batch_size();
@@ -248,7 +254,8 @@ int train(const Config& config, const Ranks& ranks, const TrainOptions& options)
     if (last || stopping || every(counters.step, run.checkpoint().every())) save();
     if (stopping && !last) {
       world.barrier("stop");
-      if (first && run.output().trace_collectives()) write_trace(run_dir, world_trace, tensor_trace);
+      if (first && run.output().trace_collectives())
+        write_trace(run_dir, world_trace, tensor_trace);
       console.line(fmt::format("stopped by {} after step {}; continue with --resume",
                                sum.terminated ? "SIGTERM" : "SIGINT", counters.step));
       return sum.terminated ? 128 + SIGTERM : 128 + SIGINT;
