@@ -29,7 +29,7 @@ struct Arguments {
 
 void declare(CLI::App& app, Arguments& a) {
   app.set_version_flag("--version", "lorashard " LORASHARD_VERSION);
-  app.require_subcommand(1);
+  app.require_subcommand(0, 1);
   const auto run_config = [&](CLI::App* c) {
     c->add_option("CONFIG", a.config, "run configuration (protobuf text format)")->required();
     c->add_option("--set", a.overrides, "override a setting: path=value, for example lora.rank=16")
@@ -148,6 +148,7 @@ int main(int argc, char** argv) {
   declare(app, arguments);
   try {
     app.parse(argc, argv);
+    if (app.get_subcommands().empty()) throw CLI::RequiredError("A subcommand");
   } catch (const CLI::ParseError& e) {
     if (is_extra_rank()) return e.get_exit_code() == 0 ? 0 : kExitInput;
     if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
