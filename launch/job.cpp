@@ -19,7 +19,7 @@ void remember_signal(int signal) {
     std::signal(signal, SIG_DFL);
     std::raise(signal);
   }
-  last_signal = signal;
+  last_signal = signal == SIGUSR1 ? SIGTERM : signal;
 }
 
 void tell(const char* what) {
@@ -90,6 +90,7 @@ void catch_stop_signals() {
   action.sa_flags = SA_RESTART;
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
+  sigaction(SIGUSR1, &action, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
 }
 
