@@ -43,8 +43,7 @@ class PatternTable {
 
 std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text = "(";
-  for (size_t i = 0; i < shape.size(); ++i)
-    text += (i ? ", " : "") + std::to_string(shape[i]);
+  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
   return text + ")";
 }
 
@@ -81,8 +80,8 @@ void collect_factors(const SafetensorsFile& file, const std::string& path, Facto
                  "is no LoRA factor of a linear layer (base_model.model.MODULE.lora_A.weight or "
                  "lora_B.weight was expected); nothing else is supported");
     if (t.dtype != DType::F32 && t.dtype != DType::BF16 && t.dtype != DType::F16)
-      fail_input(path + ": " + t.name,
-                 "is stored as " + std::string(name_of(t.dtype)) + "; F32, BF16 or F16 is expected");
+      fail_input(path + ": " + t.name, "is stored as " + std::string(name_of(t.dtype)) +
+                                           "; F32, BF16 or F16 is expected");
     if (!(name->factor == 'A' ? a : b).emplace(name->module, &t).second)
       fail_input(path + ": " + t.name, "is a second lora_" + std::string(1, name->factor) +
                                            " of the same module; one is expected");
@@ -93,9 +92,9 @@ std::vector<float> read_factor(const SafetensorsFile& file, const std::string& p
                                const TensorInfo& t, int64_t rows, int64_t cols) {
   const std::vector<int64_t> expected = {rows, cols};
   if (t.shape != expected)
-    fail_input(path + ": " + t.name, "has the shape " + shape_text(t.shape) + "; the base and the " +
-                                         "rank in adapter_config.json ask for " +
-                                         shape_text(expected));
+    fail_input(path + ": " + t.name,
+               "has the shape " + shape_text(t.shape) + "; the base and the " +
+                   "rank in adapter_config.json ask for " + shape_text(expected));
   std::vector<float> values(static_cast<size_t>(rows * cols));
   for (size_t i = 0; i < values.size(); ++i) {
     values[i] = load_scalar(file.data(t), t.dtype, int64_t(i));
@@ -214,8 +213,7 @@ Adapter read_adapter(const fs::path& dir, const std::vector<LinearModule>& modul
     }
   if (!peft.layers_to_transform.empty()) {
     adapter.config.target_modules.clear();
-    for (const AdapterModule& m : adapter.modules)
-      adapter.config.target_modules.push_back(m.name);
+    for (const AdapterModule& m : adapter.modules) adapter.config.target_modules.push_back(m.name);
     adapter.config.exclude_modules.clear();
     adapter.config.exclude_regex = false;
   }
@@ -295,8 +293,9 @@ std::vector<std::string> inspect_adapter(const fs::path& dir) {
   };
   return {
       "LoRA adapter (PEFT layout): " + dir.string(),
-      "rank " + (low == high ? std::to_string(low)
-                             : std::to_string(low) + " to " + std::to_string(high)) +
+      "rank " +
+          (low == high ? std::to_string(low)
+                       : std::to_string(low) + " to " + std::to_string(high)) +
           ", alpha " + number(c.alpha) + ", dropout " + number(c.dropout) +
           (c.use_rslora ? ", scaled by alpha / sqrt(rank)" : ", scaled by alpha / rank"),
       "target modules: " + targets,

@@ -23,13 +23,29 @@ struct ExportOptions {
   uint64_t max_shard_bytes = 5'000'000'000;                     // Hugging Face counts 5GB as 5e9
   std::optional<DType> dtype;                                   // as stored unless said
   std::function<void(uint64_t done, uint64_t total)> progress;  // bytes
+  // BaseModel::digest() of the base. An adapter that carries another one is refused; empty leaves
+  // the check out.
+  std::string base_digest;
 };
 
-// Streams tensor by tensor (memory bounded by the largest tensor): merges in fp32 and rounds once.
-// Writes model.safetensors or shards with model.safetensors.index.json, config.json (its dtype set
-// to the written one), and all companion files into the new directory `out`, which appears whole or
-// not at all. REQUIRES: the adapter belongs to the base (checked by digest when it carries one).
+// Streams block of rows by block of rows: merges in fp32 and rounds once, to nearest even.
+// Writes model.safetensors, or shards of at most max_shard_bytes (one tensor at least) with
+// model.safetensors.index.json, config.json (its dtype set to the written one), and all companion
+// files into the new directory `out`, which appears whole or not at all. Errors: status 2 if `out`
+// exists, the adapter carries another base digest, or does not fit the base; status 3 for a full
+// disk or a value that the written type cannot hold, by tensor name. Returns one entry for each
+// adapted matrix, in the order of the base.
 std::vector<MergeError> export_merged(const BaseModel& base, const Adapter& adapter,
                                       const std::string& out, const ExportOptions& options);
+
+// The same model as an immutable base shard set for `ranks` (write_base_shards). Collective, but
+// for one rank: `world` must be alone.
+std::vector<MergeError> export_shards(const BaseModel& base, const Adapter& adapter, int ranks,
+                                      const std::string& out, const ExportOptions& options,
+                                      Communicator& world);
+
+// The adapter alone, in PEFT's layout (fp32), as the new directory `out`, which appears whole or
+// not at all.
+void export_peft(const Adapter& adapter, const std::string& out);
 
 }  // namespace lorashard

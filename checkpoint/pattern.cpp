@@ -27,13 +27,14 @@ Pattern::Pattern(const std::string& expression, const std::string& where)
   if (!code)
     fail_input(where, "\"" + expression + "\" is not a regular expression: " +
                           pcre2_message(error) + " (character " + std::to_string(offset + 1) + ")");
-  code_ = std::shared_ptr<void>(code, [](void* c) { pcre2_code_free(static_cast<pcre2_code*>(c)); });
+  code_ =
+      std::shared_ptr<void>(code, [](void* c) { pcre2_code_free(static_cast<pcre2_code*>(c)); });
 }
 
 bool Pattern::match(const std::string& text, unsigned options, void* data) const {
-  const int count = pcre2_match(static_cast<pcre2_code*>(code_.get()),
-                                reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), 0, options,
-                                static_cast<pcre2_match_data*>(data), nullptr);
+  const int count =
+      pcre2_match(static_cast<pcre2_code*>(code_.get()), reinterpret_cast<PCRE2_SPTR>(text.data()),
+                  text.size(), 0, options, static_cast<pcre2_match_data*>(data), nullptr);
   if (count >= 0) return true;
   if (count == PCRE2_ERROR_NOMATCH) return false;
   fail_input(where_, "the regular expression \"" + expression_ + "\" fails on \"" + text +

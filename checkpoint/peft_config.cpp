@@ -17,9 +17,9 @@ using Json = nlohmann::ordered_json;
 
 // Settings that say nothing about the mathematics, or only together with one that is refused.
 const std::set<std::string> kWithoutEffect = {
-    "auto_mapping",   "base_model_name_or_path", "inference_mode", "megatron_core",
-    "peft_version",   "qalora_group_size",       "revision",       "runtime_config",
-    "task_type",      "init_lora_weights",       "peft_type",      "lorashard_base_digest",
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "megatron_core",
+    "peft_version", "qalora_group_size",       "revision",       "runtime_config",
+    "task_type",    "init_lora_weights",       "peft_type",      "lorashard_base_digest",
 };
 
 bool is_neutral(const Json& value) {
@@ -110,16 +110,16 @@ void check_kind(Settings& s) {
     s.fail("task_type", "is " + task->dump() + "; only \"CAUSAL_LM\" is supported");
   if (const Json* bias = s.find("bias"); bias && *bias != "none")
     s.fail("bias", "is " + bias->dump() + "; only \"none\" is supported");
-  if (s.boolean("fan_in_fan_out"))
-    s.fail("fan_in_fan_out", "is true; only false is supported");
+  if (s.boolean("fan_in_fan_out")) s.fail("fan_in_fan_out", "is true; only false is supported");
   // These ways to start do not touch the base. Others (PiSSA, OLoRA, CorDA, LoftQ, …) replace it by
   // a residual, so that the factors alone do not say what the model is.
   static const std::set<std::string> kept = {"gaussian", "eva", "orthogonal"};
   if (const Json* init = s.find("init_lora_weights");
       init && !init->is_boolean() && !(init->is_string() && kept.count(init->get<std::string>())))
     s.fail("init_lora_weights",
-           "is " + init->dump() + ", which changes the base; convert the adapter to plain LoRA "
-           "(PEFT: save_pretrained with path_initial_model_for_weight_conversion)");
+           "is " + init->dump() +
+               ", which changes the base; convert the adapter to plain LoRA "
+               "(PEFT: save_pretrained with path_initial_model_for_weight_conversion)");
 }
 
 template <class T>
@@ -220,9 +220,8 @@ std::vector<LinearModule> match_peft_targets(const PeftConfig& peft,
                                              const std::vector<LinearModule>& modules,
                                              const std::string& where) {
   const AdapterConfig& c = peft.config;
-  std::vector<LinearModule> chosen =
-      match_targets(modules, c.target_modules, c.target_regex, c.exclude_modules, where,
-                    c.exclude_regex);
+  std::vector<LinearModule> chosen = match_targets(modules, c.target_modules, c.target_regex,
+                                                   c.exclude_modules, where, c.exclude_regex);
   if (peft.layers_to_transform.empty()) return chosen;
   // PEFT's order of rules: a whole name counts whatever its layer; else the first number behind
   // (one of) the patterns is the layer.

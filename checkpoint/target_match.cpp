@@ -110,8 +110,10 @@ std::vector<LinearModule> match_targets(const std::vector<LinearModule>& modules
       for (const std::string& t : targets)
         for (const char* norm : {"q_norm", "k_norm"})
           if (names_module(norm, t))
-            fail_input(where, "target_modules names " + t + ", where LoRA is not supported; the "
-                              "linear layers are " + suffixes(modules));
+            fail_input(where, "target_modules names " + t +
+                                  ", where LoRA is not supported; the "
+                                  "linear layers are " +
+                                  suffixes(modules));
   }
   if (chosen.empty() && any_excluded)
     fail_input(where, "exclude_modules " + join(excluded) + " leaves no module of target_modules " +

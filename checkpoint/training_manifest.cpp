@@ -91,8 +91,8 @@ TrainingManifest verify_training_manifest(const fs::path& dir) {
                                     "says " + std::to_string(file.bytes()));
     const std::string digest = sha256_file(path);
     if (digest != file.sha256())
-      fail_input(path.string(),
-                 "SHA-256 differs: the file's is " + digest + ", the manifest says " + file.sha256());
+      fail_input(path.string(), "SHA-256 differs: the file's is " + digest +
+                                    ", the manifest says " + file.sha256());
   }
   return manifest;
 }

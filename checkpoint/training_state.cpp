@@ -138,7 +138,9 @@ std::string within(const fs::path& dir, const std::string& message) {
 // Removes `path` in two steps, so that a run killed meanwhile leaves no part of a checkpoint under
 // a checkpoint's name. Says so if it cannot.
 void remove_directory(const fs::path& path, std::vector<std::string>& notes) {
-  const fs::path aside = path.parent_path() / ("." + path.filename().string() + ".removed");
+  fs::path aside = path.parent_path() / ".";
+  aside += path.filename();
+  aside += ".removed";
   std::error_code ec;
   fs::remove_all(aside, ec);
   fs::rename(path, aside, ec);
@@ -153,7 +155,8 @@ void remove_leftovers(const fs::path& dir, std::vector<std::string>& notes) {
   std::error_code ec;
   for (const auto& entry : fs::directory_iterator(dir, ec)) {
     const std::string name = entry.path().filename().string();
-    if (name.starts_with(".step-") || name.starts_with(".latest")) leftovers.push_back(entry.path());
+    if (name.starts_with(".step-") || name.starts_with(".latest"))
+      leftovers.push_back(entry.path());
   }
   for (const fs::path& path : leftovers) {
     fs::remove_all(path, ec);
@@ -181,7 +184,8 @@ std::vector<std::string> save_checkpoint(const fs::path& run_dir, const Training
   const fs::path target = dir / name;
   if (fs::exists(target, ec)) {
     // The new one is whole before the old one goes.
-    const fs::path fresh = dir / ("." + name + ".new");
+    fs::path fresh = dir / ".";
+    fresh += name + ".new";
     create_directory_atomic(fresh, fill);
     remove_directory(target, notes);
     fs::rename(fresh, target, ec);
@@ -211,8 +215,7 @@ std::optional<LoadedCheckpoint> load_newest_checkpoint(const fs::path& run_dir,
       LoadedCheckpoint loaded{load_checkpoint(dir / name, modules), dir / name, {}};
       if (loaded.state.counters.step != step)
         fail_input(kManifestFile, "is that of step " + std::to_string(loaded.state.counters.step));
-      for (const std::string& note : damaged)
-        loaded.notes.push_back(note + "; using " + name);
+      for (const std::string& note : damaged) loaded.notes.push_back(note + "; using " + name);
       std::error_code ec;
       if (fs::exists(dir / "latest", ec)) {
         std::string latest = read_text(dir / "latest");

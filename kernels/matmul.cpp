@@ -157,6 +157,26 @@ void product_widened(Stream& stream, Matrix y, const Operand& a, const Operand& 
   }
 }
 
+// A few rows against stored rows (decoding): bound by reading w, which is widened in registers.
+constexpr int64_t kFewRows = 4;
+
+void product_rows(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta) {
+  const CpuKernels& cpu = cpu_kernels();
+  const Operand wide = widened(stream, {x, false}, kSlotA);
+  parallel_for(stream, w.rows, 8192 / w.cols + 1, [&](int64_t begin, int64_t end) {
+    constexpr int64_t kPiece = 64;
+    for (int64_t j = begin; j < end; j += kPiece) {
+      const int64_t n = std::min(kPiece, end - j);
+      float sums[kPiece];
+      for (int64_t i = 0; i < y.rows; ++i) {
+        cpu.dot_rows(sums, reinterpret_cast<const float*>(wide.m.at(i, 0)), w.at(j, 0), w.dtype,
+                     w.ld, n, w.cols);
+        cpu.scale_add(y.at(i, j), y.dtype, sums, alpha, beta, n);
+      }
+    }
+  });
+}
+
 // y = beta y: what is left of a product over nothing.
 void scale_only(Stream& stream, Matrix y, float beta) {
   const CpuKernels& cpu = cpu_kernels();
@@ -180,6 +200,8 @@ void product(Stream& stream, Matrix y, const Operand& a, const Operand& b, float
   const bool f32 = one_type && a.m.dtype == DType::F32 && y.dtype == DType::F32;
   if (path == ProductPath::AUTO && f32)
     product_f32(y, a, b, alpha, beta);
+  else if (path == ProductPath::AUTO && y.rows <= kFewRows && !a.transposed && b.transposed)
+    product_rows(stream, y, a.m, b.m, alpha, beta);
   else if (one_type &&
            (path == ProductPath::PRIMITIVE ||
             (path == ProductPath::AUTO && a.m.dtype == DType::BF16 && bf16_products_are_native())))

@@ -1,1 +1,159 @@
-int main() { return 0; }
+// lorashard: the command line. Each subcommand's work is elsewhere; what is here is what it is called.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <iostream>
+
+#include "configs/error.h"
+#include "launch/commands.h"
+#include "launch/job.h"
+#include "parallel/agree.h"
+#include "trainer/generate.h"
+#include "trainer/train.h"
+
+namespace lorashard {
+namespace {
+
+struct Arguments {
+  std::string config;
+  std::vector<std::string> overrides;
+  bool resume = false;
+  std::string eval_adapter;
+  ShardOptions shard;
+  ExportCommandOptions exports;
+  GenerateOptions generate;
+  std::string generate_dtype = "fp32";
+  std::string inspect_path;
+  std::string tokenize_model, tokenize_file;
+  bool decode = false;
+};
+
+void declare(CLI::App& app, Arguments& a) {
+  app.set_version_flag("--version", "lorashard " LORASHARD_VERSION);
+  app.require_subcommand(0, 1);
+  const auto run_config = [&](CLI::App* c) {
+    c->add_option("CONFIG", a.config, "run configuration (protobuf text format)")->required();
+    c->add_option("--set", a.overrides, "override a setting: path=value, for example lora.rank=16")
+        ->type_name("PATH=VALUE")
+        ->expected(1)
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  };
+  CLI::App* train = app.add_subcommand(
+      "train", "Fine-tune with LoRA; under mpirun -n N on N ranks (TP x DP, see parallel.tensor)");
+  run_config(train);
+  train->add_flag("--resume", a.resume, "continue the run in output.dir from its newest checkpoint");
+
+  CLI::App* eval = app.add_subcommand("eval", "Loss and perplexity on data.eval");
+  run_config(eval);
+  eval->add_option("--adapter", a.eval_adapter, "PEFT adapter; without it the base alone");
+
+  CLI::App* shard = app.add_subcommand("shard", "Write an immutable base shard set");
+  shard->add_option("--model", a.shard.model, "Hugging Face directory")->required();
+  shard->add_option("--tp", a.shard.tensor, "tensor-parallel degree to cut for")->required();
+  shard->add_option("--quantize", a.shard.quantize, "nf4 or int8")
+      ->check(CLI::IsMember({"nf4", "int8"}));
+  shard->add_option("--out", a.shard.out, "new directory")->required();
+
+  CLI::App* exports = app.add_subcommand("export", "Merge an adapter into its base, or copy it");
+  exports->add_option("--model", a.exports.model, "Hugging Face directory or base shard set")
+      ->required();
+  exports->add_option("--adapter", a.exports.adapter, "PEFT adapter")->required();
+  exports->add_option("--format", a.exports.format, "merged, peft or shards")
+      ->check(CLI::IsMember({"merged", "peft", "shards"}))
+      ->capture_default_str();
+  exports->add_option("--out", a.exports.out, "new directory")->required();
+  exports->add_option("--max-shard-size", a.exports.max_shard_size, "of each safetensors file")
+      ->capture_default_str();
+  exports->add_option("--dtype", a.exports.dtype, "bf16, fp16 or fp32; as stored unless given")
+      ->check(CLI::IsMember({"bf16", "fp16", "fp32"}));
+  exports->add_option("--tp", a.exports.tensor, "degree to cut for, with --format shards");
+
+  CLI::App* generate = app.add_subcommand("generate", "Continue a prompt");
+  GenerateOptions& g = a.generate;
+  generate->add_option("--model", g.model, "Hugging Face directory or base shard set")->required();
+  generate
+      ->add_option("--adapter", g.adapters,
+                   "PEFT adapter; given several times, each in turn on the one loaded base ('base': "
+                   "none)")
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  generate->add_option("--prompt", g.prompt, "text to continue")->required();
+  generate->add_option("--max-new-tokens", g.max_new_tokens, "tokens at most")
+      ->capture_default_str();
+  generate->add_option("--temperature", g.temperature, "0: always the likeliest token")
+      ->capture_default_str();
+  generate->add_option("--top-p", g.top_p, "sample among the likeliest tokens of this probability")
+      ->capture_default_str();
+  generate->add_option("--seed", g.seed, "of the samples")->capture_default_str();
+  generate->add_option("--dtype", a.generate_dtype, "fp32 or bf16 products")
+      ->check(CLI::IsMember({"fp32", "bf16"}))
+      ->capture_default_str();
+  generate->add_option("--threads", g.threads, "0: what the machine has")->capture_default_str();
+
+  CLI::App* inspect = app.add_subcommand(
+      "inspect", "What a model, base shard set, adapter or checkpoint is; verifies every digest");
+  inspect->add_option("PATH", a.inspect_path)->required();
+
+  CLI::App* tokenize = app.add_subcommand(
+      "tokenize", "One JSON string a line in, one JSON array of ids a line out");
+  tokenize->add_option("--model", a.tokenize_model, "directory with tokenizer.json")->required();
+  tokenize->add_flag("--decode", a.decode, "arrays of ids in, strings out");
+  tokenize->add_option("FILE", a.tokenize_file, "- is standard input")->required();
+}
+
+int run(CLI::App& app, Arguments& a, int argc, char** argv) {
+  const auto on_all_ranks = [&](const std::function<int(const Ranks&)>& body) {
+    return run_job(&argc, &argv, true, body);
+  };
+  // The others have nothing to do and leave in order.
+  const auto on_one_rank = [&](const std::function<int(const Ranks&)>& body) {
+    return is_extra_rank() ? 0 : run_job(&argc, &argv, false, body);
+  };
+  if (app.got_subcommand("train") || app.got_subcommand("eval")) {
+    const bool training = app.got_subcommand("train");
+    if (training) catch_stop_signals();
+    return on_all_ranks([&](const Ranks& ranks) {
+      Config config;
+      run_agreed(ranks.world, [&] {
+        config = load_config(a.config, a.overrides, training ? ConfigUse::Train : ConfigUse::Eval);
+      });
+      if (!training) return evaluate(config, a.eval_adapter, ranks);
+      return train(config, ranks, {.resume = a.resume, .stop_signal = stop_signal});
+    });
+  }
+  if (app.got_subcommand("shard")) {
+    return on_all_ranks([&](const Ranks& ranks) { return shard_command(a.shard, ranks); });
+  }
+  if (app.got_subcommand("generate")) {
+    a.generate.type = a.generate_dtype == "bf16" ? DType::BF16 : DType::F32;
+    return on_all_ranks([&](const Ranks& ranks) { return generate(a.generate, ranks); });
+  }
+  if (app.got_subcommand("export")) {
+    return on_one_rank([&](const Ranks& ranks) { return export_command(a.exports, ranks); });
+  }
+  if (app.got_subcommand("inspect")) {
+    return on_one_rank([&](const Ranks& ranks) { return inspect_command(a.inspect_path, ranks); });
+  }
+  return on_one_rank([&](const Ranks&) {
+    return tokenize_command(a.tokenize_model, a.tokenize_file, a.decode);
+  });
+}
+
+}  // namespace
+}  // namespace lorashard
+
+int main(int argc, char** argv) {
+  using namespace lorashard;
+  CLI::App app{"lorashard: LoRA fine-tuning of transformers over tensor-parallel ranks"};
+  Arguments arguments;
+  declare(app, arguments);
+  try {
+    app.parse(argc, argv);
+    if (app.get_subcommands().empty()) throw CLI::RequiredError("A subcommand");
+  } catch (const CLI::ParseError& e) {
+    if (is_extra_rank()) return e.get_exit_code() == 0 ? 0 : kExitInput;
+    if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
+    std::fprintf(stderr, "error: command line: %s; see lorashard --help\n", e.what());
+    return kExitInput;
+  }
+  return run(app, arguments, argc, argv);
+}

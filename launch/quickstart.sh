@@ -164,15 +164,16 @@ say "base + adapter as one Hugging Face model: $run/merged"
 heading "6. The same prompts, before and after"
 sample() { "$program" generate --model "$1" --prompt "$2" --max-new-tokens 48 --temperature 0.6 --seed "$3" </dev/null 2>>"$log"; }
 log=$logs/generate.log
-column() { expand -t 3 "$1" | fold -s -w 50 | head -n 9; }
+column() { expand -t 3 "$1" | fold -s -w 50 | sed 's/ *$//' | head -n 9; }
+rule=--------------------------------------------------
+printf '   %-52s%s\n' base fine-tuned $rule $rule
 seed=1
 for prompt in "Wisdom" "Money" "Law" "The fool"; do
   sample "$base" "$prompt" $seed >"$logs/base.txt"
   sample "$run/merged" "$prompt" $seed >"$logs/tuned.txt"
   column "$logs/base.txt" >"$logs/base.column"
   column "$logs/tuned.txt" >"$logs/tuned.column"
-  printf '\n   %-52s%s\n' "base" "fine-tuned"
-  printf '   %-52s%s\n' "--------------------------------------------------" "--------------------------------------------------"
+  echo
   # Joined line by line: a column of 50 signs, a gap of 2, the other column.
   awk -v tuned="$logs/tuned.column" '
     { if ((getline right < tuned) <= 0) right = ""; printf "   %-52s%s\n", $0, right }
@@ -186,6 +187,6 @@ say "$run/adapter             the adapter, opens in PEFT" \
   "$run/metrics.jsonl       loss, learning rate, speed of every step" \
   "$run/config.textproto    the settings as resolved" \
   "$run/checkpoints         what --resume starts from" \
-  "$logs     what the programs printed" \
+  "$logs             what the programs printed" \
   "" "Try:  $program generate --model $base --adapter $run/adapter --prompt \"Love\""
 log=""

@@ -5,9 +5,15 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "parallel/mpi.h"
+
 namespace lorashard {
 
-Console::Console(bool enabled) : enabled_(enabled), terminal_(enabled && isatty(STDOUT_FILENO)) {}
+// mpirun gives its ranks a terminal of their own even where its output goes to a file, so under a
+// launcher there is no telling, and lines are the safe choice.
+Console::Console(bool enabled)
+    : enabled_(enabled),
+      terminal_(enabled && isatty(STDOUT_FILENO) && !started_by_mpi_launcher()) {}
 
 Console::~Console() { clear_bar(); }
 

@@ -31,6 +31,10 @@ void require_utf8(const std::string& line) {
   const auto* bytes = reinterpret_cast<const uint8_t*>(line.data());
   const int32_t size = static_cast<int32_t>(line.size());  // at most 256 MiB
   for (int32_t at = 0; at < size;) {
+    if (bytes[at] != 0 && bytes[at] < 0x80) {
+      ++at;
+      continue;
+    }
     const int32_t start = at;
     UChar32 c;
     U8_NEXT(bytes, at, size, c);

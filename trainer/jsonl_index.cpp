@@ -121,22 +121,25 @@ JsonlIndex::Found JsonlIndex::find(int64_t i) const {
   uint64_t at = starts_[i / kStride];
   int64_t left = i % kStride;  // lines to pass over
   Found found{at, ""};
+  bool blank = true;
   char block[kReadBlock];
   LineSplitter lines(at);
   while (const size_t bytes = read(at, block, sizeof block)) {
     const bool more =
         lines.feed(block, bytes, [&](uint64_t offset, const char* part, size_t size, bool ends) {
           found.offset = offset;
-          found.text.append(part, size);
+          if (blank) blank = is_blank(part, size);
+          if (left == 0) found.text.append(part, size);
           if (!ends) return true;
-          if (!is_blank(found.text.data(), found.text.size()) && left-- == 0) return false;
+          if (!blank && left-- == 0) return false;
+          blank = true;
           found.text.clear();
           return true;
         });
     if (!more) return found;
     at += bytes;
   }
-  if (left != 0 || is_blank(found.text.data(), found.text.size()))
+  if (left != 0 || blank)
     fail_run(path_, "has become shorter since it was opened, expected it to stay as it is");
   return found;
 }

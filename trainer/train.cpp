@@ -147,7 +147,9 @@ int train(const Config& config, const Ranks& ranks, const TrainOptions& options)
   Mesh mesh = make_mesh(world, int(run.parallel().tensor()));
   Factors factors(stream, base->config(), plan.modules, plan.config, mesh.tp_rank, mesh.tp_size,
                   step_tail_floats(world.size()));
-  TrainingCounters counters{.seed = run.train().seed(), .base_digest = base_digest};
+  TrainingCounters counters;
+  counters.seed = run.train().seed();
+  counters.base_digest = base_digest;
   if (first) counters.data_digest = train_data->digest();
   counters.config_digest = settings_digest(run);
   ResumedRun resumed;
@@ -220,15 +222,16 @@ int train(const Config& config, const Ranks& ranks, const TrainOptions& options)
     counters.sequences_consumed = counters.step * run.train().global_batch_size();
     counters.tokens += sum.counted;
 
-    StepMetrics line{.step = counters.step,
-                     .loss = sum.loss_sum / double(sum.counted),
-                     .learning_rate = rate,
-                     .grad_norm = norm,
-                     .tokens = sum.tokens,
-                     .counted = sum.counted,
-                     .step_time_s = seconds_since(start),
-                     .peak_rss_mib = sum.rss_mib};
+    StepMetrics line;
+    line.step = counters.step;
+    line.loss = sum.loss_sum / double(sum.counted);
+    line.learning_rate = rate;
+    line.grad_norm = norm;
+    line.tokens = sum.tokens;
+    line.counted = sum.counted;
+    line.step_time_s = seconds_since(start);
     line.tokens_per_s = double(sum.tokens) / line.step_time_s;
+    line.peak_rss_mib = sum.rss_mib;
     const bool stopping = sum.interrupted || sum.terminated;
     const bool last = counters.step == steps;
     if (eval_data && !stopping && (last || every(counters.step, run.train().eval_every()))) {

@@ -6,7 +6,11 @@ Needs torch, transformers and tokenizers. Nothing that lorashard runs needs this
 wrote lies beside it.
 
     apt-get install bible-kjv bible-kjv-text
-    make_base_model.py --minutes 25 --out configs/quickstart/base_model
+    make_base_model.py --minutes 24 --out first
+    make_base_model.py --start first --seed 1 --minutes 10 --learning-rate 2.5e-3
+
+The first run gets through the text about twice, the second once more. (For the committed model the
+first run joined verses with spaces and not with line ends.)
 """
 import argparse
 import math
@@ -32,11 +36,11 @@ def verses():
 
 
 def documents(lines, seed):
-    """Runs of 1 to 6 consecutive verses, so that a document starts and ends anywhere."""
+    """Runs of 1 to 6 consecutive verses, one a line, so that a document starts and ends anywhere."""
     rng, at, docs = random.Random(seed), 0, []
     while at < len(lines):
         n = rng.choice((1, 1, 2, 2, 3, 4, 6))
-        docs.append(" ".join(lines[at:at + n]))
+        docs.append("\n".join(lines[at:at + n]))
         at += n
     return docs
 
@@ -126,6 +130,12 @@ def main():
     model.save_pretrained(args.out)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS,
                             model_max_length=1024, clean_up_tokenization_spaces=False).save_pretrained(args.out)
+    # The class under the name that transformers 4 knows too.
+    path = os.path.join(args.out, "tokenizer_config.json")
+    with open(path) as f:
+        text = f.read()
+    with open(path, "w") as f:
+        f.write(text.replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'))
     model = model.float()
     for prompt in ("Wisdom", "A friend is", "The king said", "Love", "In the beginning"):
         ids = torch.tensor([tokenizer.encode(prompt).ids])

@@ -2,8 +2,9 @@
 """Makes fortunes.train.jsonl and fortunes.eval.jsonl from the Debian package fortunes.
 
 The entries are those of its file `definitions` that read like a dictionary: a headword, a colon, a
-definition, often a source. Wrapped lines are joined; long entries and entries with coarse words are
-left out. Needs only Python.
+definition, often a source. Wrapped lines are joined; long entries, entries with coarse words and
+entries with signs that the King James Bible does not use (digits, for instance: the base model has
+never seen them and LoRA leaves the embeddings alone) are left out. Needs only Python.
 
     apt-get install fortunes
     python3 make_data.py
@@ -23,23 +24,27 @@ COARSE = re.compile(
     r"god|christ\w*|jesus|church\w*|abort\w*|toilet\w*|vomit\w*|corpse\w*|boob\w*|tits?|pms|queer|terroris\w*)\b", re.I)
 
 
+SIGNS = re.compile(r"[A-WYZa-z ,.;:?!'()\n-]+")  # those of the base model's text
+
+
 def tidy(entry):
-    """'Headword:\\n\\tDefinition.\\n\\t\\t-- Source', or None where the entry has another form."""
+    """'Headword:\\nDefinition.\\n-- Source', or None where the entry has another form."""
     lines = [line.rstrip() for line in entry.replace("\r", "").split("\n") if line.strip()]
-    if len(lines) < 2 or lines[0].startswith(("QOTD", "Re: ")) or not lines[0].endswith(":") or lines[0][0].isspace() or len(lines[0]) > 48:
+    if len(lines) < 2 or lines[0].startswith(("QOTD", "Re: ")) or not lines[0].endswith(":") or len(lines[0]) > 48:
         return None
     body, source = [], ""
     for line in lines[1:]:
         if line.strip().startswith("-- "):
-            source = line.strip()
+            source = "\n" + re.sub(r", *\".*", "", line.strip())
         elif source or not line[0].isspace():
             return None
         else:
             body.append(line.strip())
-    text = re.sub(r"\s+", " ", " ".join(body))
-    if not 20 <= len(text) <= 330 or len(source) > 60 or re.search(r"\(\d\)|[^\x20-\x7e]", text):
+    text = re.sub(r"\s+", " ", " ".join(body)).replace('"', "'")
+    if not 20 <= len(text) <= 330 or len(source) > 40:
         return None
-    return lines[0] + "\n\t" + text + ("\n\t\t" + source if source else "")
+    text = lines[0] + "\n" + text + source
+    return text if SIGNS.fullmatch(text) and not text[0].isspace() else None
 
 
 def main():

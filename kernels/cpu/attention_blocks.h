@@ -5,6 +5,9 @@ namespace lorashard::LORASHARD_TARGET {
 
 static_assert(kRowBlock % W == 0);
 
+// Scores are held times log2(e), so that weights are powers of two.
+constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+
 // A block of at most kRowBlock rows of a task.
 struct RowBlock {
   const AttentionTask& task;
@@ -51,13 +54,16 @@ inline void scatter(Matrix m, const RowBlock& block, const float* x) {
     convert(const_cast<char*>(block.at(m, i)), m.dtype, x + i * d, DType::F32, d);
 }
 
-// xt(D, lanes) = x(count, D)^T with zeros in the lanes beyond count; rows of xt are kRowBlock
-// apart.
-inline void transpose_rows(float* xt, const float* x, const RowBlock& block) {
+// xt(D, lanes) = factor * x(count, D)^T with zeros in the lanes beyond count; rows of xt are
+// kRowBlock apart.
+inline void transpose_rows(float* xt, const float* x, float factor, const RowBlock& block) {
   const int64_t d = block.task.head_dim;
   transpose(xt, kRowBlock, x, d, block.count, d);
-  for (int64_t c = 0; c < d && block.count < block.lanes; ++c)
-    for (int64_t r = block.count; r < block.lanes; ++r) xt[c * kRowBlock + r] = 0;
+  for (int64_t i = 0; i < d; ++i, xt += kRowBlock) {
+    for (int64_t c = block.count; c < block.lanes; ++c) xt[c] = 0;
+    if (factor != 1)
+      for (int64_t c = 0; c < block.lanes; c += W) store(xt + c, load(xt + c) * factor);
+  }
 }
 
 // Rows [begin, begin + n) of a key or value head as fp32: in place, or widened into `wide`.
@@ -99,7 +105,7 @@ inline void attention_forward(const AttentionTask& task, float* scratch) {
     const RowBlock block = row_block(task, begin);
     const Visibility visible(block);
     gather(rows, block, task.q);
-    transpose_rows(qt, rows, block);
+    transpose_rows(qt, rows, task.scale * kLog2E, block);
     for (int64_t c = 0; c < block.lanes; c += W) {
       store(top + c, splat(-1e30f));  // finite, so that differences of maxima are
       store(total + c, zero());
@@ -115,21 +121,23 @@ inline void attention_forward(const AttentionTask& task, float* scratch) {
       float correction[kRowBlock];
       for (int64_t c = 0; c < block.lanes; c += W) {
         float* column = s + c;
-        vf high = splat(-__builtin_inff());
-        for (int64_t j = 0; j < n; ++j) {
-          vf x = load(column + j * rb) * task.scale;
-          if (!whole) x = visible(c, key + j) ? x : splat(-__builtin_inff());
-          store(column + j * rb, x);
-          high = x > high ? x : high;
-        }
-        const vf before = load(top + c), now = max(high, before);
+        vf high = load(top + c);
+        if (whole)
+          for (int64_t j = 0; j < n; ++j) high = max(load(column + j * rb), high);
+        else
+          for (int64_t j = 0; j < n; ++j) {
+            const vf x = visible(c, key + j) ? load(column + j * rb) : splat(-__builtin_inff());
+            store(column + j * rb, x);
+            high = max(x, high);
+          }
+        const vf before = load(top + c), now = high;
         vf sum = zero();
         for (int64_t j = 0; j < n; ++j) {
-          const vf p = exp(load(column + j * rb) - now);
+          const vf p = exp2(load(column + j * rb) - now);
           store(column + j * rb, p);
           sum += p;
         }
-        const vf factor = exp(before - now);
+        const vf factor = exp2(before - now);
         store(top + c, now);
         store(total + c, load(total + c) * factor + sum);
         store(correction + c, factor);
@@ -149,7 +157,7 @@ inline void attention_forward(const AttentionTask& task, float* scratch) {
     for (int64_t i = 0; i < block.count && task.write_lse; ++i) {
       const int64_t row = begin + i;
       *reinterpret_cast<float*>(task.write_lse.at(row / task.heads, row % task.heads)) =
-          top[i] + __builtin_logf(total[i]);
+          top[i] * kLn2 + __builtin_logf(total[i]);
     }
   }
 }
@@ -190,15 +198,16 @@ inline void attention_backward(const AttentionTask& task, float* scratch) {
     gather(q, block, task.q);
     gather(g, block, task.d_o);
     gather(o, block, task.o);
-    transpose_rows(qt, q, block);
-    transpose_rows(gt, g, block);
+    transpose_rows(qt, q, task.scale * kLog2E, block);
+    transpose_rows(gt, g, 1, block);
+    scale(q, DType::F32, q, DType::F32, task.scale, block.count * d);
     // Lanes beyond the rows get lse = inf, hence p = 0.
     for (int64_t i = 0; i < block.lanes; ++i) {
       const int64_t row = begin + i;
       const bool real = i < block.count;
-      lse[i] =
-          real ? *reinterpret_cast<const float*>(task.lse.at(row / task.heads, row % task.heads))
-               : __builtin_inff();
+      lse[i] = real ? kLog2E * *reinterpret_cast<const float*>(
+                                   task.lse.at(row / task.heads, row % task.heads))
+                    : __builtin_inff();
       vf dot = zero();
       if (real)
         each(d, [&](int64_t c, auto k) { dot += load(g + i * d + c, k) * load(o + i * d + c, k); });
@@ -214,10 +223,10 @@ inline void attention_backward(const AttentionTask& task, float* scratch) {
       for (int64_t c = 0; c < block.lanes; c += W) {
         const vf l = load(lse + c), del = load(delta + c);
         for (int64_t j = 0; j < n; ++j) {
-          vf e = exp(load(p + j * rb + c) * task.scale - l);
+          vf e = exp2(load(p + j * rb + c) - l);
           if (!whole) e = visible(c, key + j) ? e : zero();
           store(p + j * rb + c, e);
-          store(dp + j * rb + c, e * (load(dp + j * rb + c) - del) * task.scale);
+          store(dp + j * rb + c, e * (load(dp + j * rb + c) - del));
         }
       }
       if (dk) {
@@ -227,7 +236,10 @@ inline void attention_backward(const AttentionTask& task, float* scratch) {
       }
       if (task.dq) block_product<true>(dq, d, dp, rb, k.data, k.ld, block.count, d, n, key > first);
     }
-    if (task.dq) scatter(task.dq, block, dq);
+    if (task.dq) {
+      scale(dq, DType::F32, dq, DType::F32, task.scale, block.count * d);
+      scatter(task.dq, block, dq);
+    }
   }
 
   for (int64_t j = 0; j < key_count && task.dk && !in_place; ++j) {

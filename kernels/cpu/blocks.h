@@ -88,15 +88,50 @@ void block_product(float* c, int64_t ldc, const float* a, int64_t lda, const flo
     panel<1, TransposedA>(c + j, ldc, a, lda, b + j, ldb, m, k, accumulate, Part{int(n - j)});
 }
 
+#if defined(LORASHARD_TARGET_AVX2) || defined(LORASHARD_TARGET_AVX512)
+constexpr int64_t kTransposeTile = 8;
+
+// An 8 x 8 tile in registers: pairs, then pairs of pairs, then halves.
+LORASHARD_INLINE void transpose_tile(float* y, int64_t ldy, const float* x, int64_t ldx) {
+  __m256 r[8], t[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(x + i * ldx);
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+    r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+    r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    _mm256_storeu_ps(y + i * ldy, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+    _mm256_storeu_ps(y + (i + 4) * ldy, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+  }
+}
+#else
+constexpr int64_t kTransposeTile = 4;
+
+LORASHARD_INLINE void transpose_tile(float* y, int64_t ldy, const float* x, int64_t ldx) {
+  for (int64_t c = 0; c < 4; ++c)
+    for (int64_t r = 0; r < 4; ++r) y[c * ldy + r] = x[r * ldx + c];
+}
+#endif
+
 // y(n,m) = x(m,n)^T.
 inline void transpose(float* y, int64_t ldy, const float* x, int64_t ldx, int64_t m, int64_t n) {
-  constexpr int64_t kTile = 16;
-  for (int64_t i = 0; i < m; i += kTile)
-    for (int64_t j = 0; j < n; j += kTile) {
-      const int64_t ie = i + kTile < m ? i + kTile : m, je = j + kTile < n ? j + kTile : n;
-      for (int64_t c = j; c < je; ++c)
-        for (int64_t r = i; r < ie; ++r) y[c * ldy + r] = x[r * ldx + c];
-    }
+  constexpr int64_t kTile = kTransposeTile;
+  const int64_t whole_m = m / kTile * kTile, whole_n = n / kTile * kTile;
+  for (int64_t i = 0; i < whole_m; i += kTile)
+    for (int64_t j = 0; j < whole_n; j += kTile)
+      transpose_tile(y + j * ldy + i, ldy, x + i * ldx + j, ldx);
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = i < whole_m ? whole_n : 0; j < n; ++j) y[j * ldy + i] = x[i * ldx + j];
 }
 
 }  // namespace lorashard::LORASHARD_TARGET

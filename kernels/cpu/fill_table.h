@@ -16,6 +16,7 @@ const CpuKernels& table() {
       .activation_forward = activation_forward,
       .activation_backward = activation_backward,
       .dropout = dropout,
+      .dot_rows = dot_rows,
       .row_max_sum = row_max_sum,
       .softmax_gradient = softmax_gradient,
       .adamw = adamw,

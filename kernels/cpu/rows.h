@@ -233,6 +233,38 @@ inline void dropout(void* y, DType yt, const void* x, DType xt, uint64_t seed, u
   });
 }
 
+// Four rows of w at a time, two vectors of each in flight, so that eight sums hide the latency of
+// an addition.
+inline void dot_rows(float* y, const float* x, const void* w, DType wt, int64_t ldw, int64_t n,
+                     int64_t k) {
+  typed_weight(w, wt, [&](auto* row) {
+    int64_t j = 0;
+    for (; j + 4 <= n; j += 4, row += 4 * ldw) {
+      vf s[4][2] = {};
+      int64_t p = 0;
+      for (; p + 2 * W <= k; p += 2 * W) {
+        const vf x0 = load(x + p), x1 = load(x + p + W);
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; ++r) {
+          s[r][0] += x0 * load(row + r * ldw + p, Full{});
+          s[r][1] += x1 * load(row + r * ldw + p + W, Full{});
+        }
+      }
+      for (int r = 0; r < 4; ++r) {
+        each(k - p, [&](int64_t i, auto lanes) {
+          s[r][0] += load(x + p + i, lanes) * load(row + r * ldw + p + i, lanes);
+        });
+        y[j + r] = sum(s[r][0] + s[r][1]);
+      }
+    }
+    for (; j < n; ++j, row += ldw) {
+      vf s = zero();
+      each(k, [&](int64_t i, auto lanes) { s += load(x + i, lanes) * load(row + i, lanes); });
+      y[j] = sum(s);
+    }
+  });
+}
+
 // One pass over memory: each piece is read twice while it is in cache, and the sum so far is
 // rescaled when the maximum grows.
 inline void row_max_sum(const void* x, DType xt, int64_t n, float* maximum, float* total) {

@@ -27,10 +27,30 @@ typedef uint32_t vu __attribute__((vector_size(kBytes)));
 typedef uint64_t vl __attribute__((vector_size(kBytes)));
 typedef uint16_t vh __attribute__((vector_size(kBytes / 2)));
 
-LORASHARD_INLINE vf splat(float x) { return vf{} + x; }
+#if defined(LORASHARD_TARGET_AVX512)
+LORASHARD_INLINE vf splat(float x) { return vf(_mm512_set1_ps(x)); }
+#elif defined(LORASHARD_TARGET_AVX2)
+LORASHARD_INLINE vf splat(float x) { return vf(_mm256_set1_ps(x)); }
+#else
+LORASHARD_INLINE vf splat(float x) { return vf{x, x, x, x}; }
+#endif
 LORASHARD_INLINE vf zero() { return vf{}; }
+
+// a > b ? a : b and a < b ? a : b: where either is NaN, b.
+#if defined(LORASHARD_TARGET_AVX512)
+LORASHARD_INLINE vf max(vf a, vf b) {
+  return vf(_mm512_maskz_max_ps(0xffff, __m512(a), __m512(b)));
+}
+LORASHARD_INLINE vf min(vf a, vf b) {
+  return vf(_mm512_maskz_min_ps(0xffff, __m512(a), __m512(b)));
+}
+#elif defined(LORASHARD_TARGET_AVX2)
+LORASHARD_INLINE vf max(vf a, vf b) { return vf(_mm256_max_ps(__m256(a), __m256(b))); }
+LORASHARD_INLINE vf min(vf a, vf b) { return vf(_mm256_min_ps(__m256(a), __m256(b))); }
+#else
 LORASHARD_INLINE vf max(vf a, vf b) { return a > b ? a : b; }
 LORASHARD_INLINE vf min(vf a, vf b) { return a < b ? a : b; }
+#endif
 
 // How many of a vector's lanes an access touches: all, or the first n < W.
 struct Full {
@@ -223,6 +243,23 @@ LORASHARD_INLINE vf exp(vf x) {
   p = p * (r * r) + (r + 1.0f);
   const vf power = vf((vi(shifted) + 127) << 23);  // 2^n: the shift's own bits leave with << 23
   return x < low ? zero() : p * power;
+}
+
+// 2^x for x < 127.5, at most 2 ulp off; results below 2^-126 are 0, 2^0 is 1 exactly, NaN stays.
+// The minimax polynomial of degree 6 on [-1/2, 1/2] with constant term 1, relative error 2e-9.
+LORASHARD_INLINE vf exp2(vf x) {
+  const vf shift = splat(0x1.8p23f);
+  const vf shifted = x + shift;
+  const vf r = x - (shifted - shift);
+  vf p = splat(0x1.41fbbcp-13f);
+  p = p * r + 0x1.5f3e54p-10f;
+  p = p * r + 0x1.3b2d4cp-7f;
+  p = p * r + 0x1.c6aee8p-5f;
+  p = p * r + 0x1.ebfbdcp-3f;
+  p = p * r + 0x1.62e430p-1f;
+  p = p * r + 1.0f;
+  const vf power = vf((vi(shifted) + 127) << 23);
+  return x < splat(-126.0f) ? zero() : p * power;
 }
 
 // 1 / (1 + e^-x), within 4 ulp.

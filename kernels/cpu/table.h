@@ -46,6 +46,9 @@ struct CpuKernels {
   void (*dropout)(void* y, DType yt, const void* x, DType xt, uint64_t seed, uint32_t site,
                   uint64_t row_key, int64_t first_col, int64_t n, uint32_t threshold, float factor,
                   bool accumulate);
+  // y[j] = sum over p < k of x[p] * w[j * ldw + p], j < n; w of F16 too.
+  void (*dot_rows)(float* y, const float* x, const void* w, DType wt, int64_t ldw, int64_t n,
+                   int64_t k);
   // Maximum of a row and the sum of exp(x - maximum).
   void (*row_max_sum)(const void* x, DType xt, int64_t n, float* maximum, float* sum);
   // x = factor * exp(x - lse).

@@ -10,9 +10,9 @@
 
 #include <filesystem>
 #include <fstream>
-#include <regex>
 
 #include "configs/error.h"
+#include "tests/support/text.h"
 
 namespace lorashard {
 namespace {
@@ -58,7 +58,7 @@ class ConfigTest : public ::testing::Test {
       message = e.what();
     }
     EXPECT_EQ(::testing::internal::GetCapturedStderr(), "") << "protobuf wrote to stderr";
-    return std::regex_replace(message, std::regex(file_.string()), "F");
+    return replace_all(message, file_.string(), "F");
   }
   std::string error_more(const std::string& text, const std::vector<std::string>& overrides = {}) {
     return error(kLeast + text, overrides);
@@ -346,7 +346,7 @@ TEST_F(ConfigTest, WorldMustFit) {
       check_world(config, size);
       return "fits";
     } catch (const Error& e) {
-      return std::regex_replace(e.what(), std::regex(file_.string()), "F");
+      return replace_all(e.what(), file_.string(), "F");
     }
   };
   const Config config = load_more("parallel { tensor: 2 }\ntrain { global_batch_size: 8 }");

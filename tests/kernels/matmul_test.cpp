@@ -69,8 +69,8 @@ INSTANTIATE_TEST_SUITE_P(
 
 // More than one tile in each direction.
 TEST(MatmulTiles, Agree) {
-  check_products({3, 700, 4100}, F, B, F, ProductPath::WIDEN, 2);
-  check_products({300, 5, 8200}, B, F, B, ProductPath::WIDEN, 2);
+  check_products({2, 300, 4100}, F, B, F, ProductPath::WIDEN, 2);
+  check_products({280, 2, 4100}, B, F, B, ProductPath::WIDEN, 2);
 }
 
 // The primitive, which bf16 takes on processors with bf16 units, serves fp32 everywhere.

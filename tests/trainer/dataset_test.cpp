@@ -7,10 +7,10 @@
 
 #include <filesystem>
 #include <fstream>
-#include <regex>
 #include <thread>
 
 #include "configs/error.h"
+#include "tests/support/text.h"
 
 namespace lorashard {
 namespace {
@@ -60,7 +60,7 @@ class DatasetTest : public ::testing::Test {
       return "no error";
     } catch (const Error& e) {
       EXPECT_EQ(e.exit_status, 2);
-      return std::regex_replace(e.what(), std::regex(file_.string()), "F");
+      return replace_all(e.what(), file_.string(), "F");
     }
   }
   void format(Data::Format format) { options_.format = format; }
@@ -168,6 +168,9 @@ TEST_F(DatasetTest, BrokenLinesAreNamed) {
   EXPECT_LT(error("{\"a\\n" + std::string(100'000, 'x') + "\":1}").size(), 400u);
   EXPECT_EQ(error("{\"a\\nb\":1}").find('\n'), std::string::npos) << "an error is one line";
   EXPECT_LT(error("{\"text\":\"" + std::string(100'000, 'x')).size(), 400u);
+  const std::string deep(1'000'000, '[');
+  EXPECT_THAT(error(deep), StartsWith("F:1: not JSON"));
+  EXPECT_EQ(error("{\"text\":\"a\",\"x\":" + deep + std::string(1'000'000, ']') + "}"), "no error");
   format(Data::PROMPT_COMPLETION);
   EXPECT_THAT(error("{\"prompt\":\"a\"}"), StartsWith("F:1: no field \"completion\" (there is "));
   EXPECT_THAT(error("{\"prompt\":\"a\",\"completion\":7}"),

@@ -1,0 +1,108 @@
+#include "launch/commands.h"
+
+#include <fmt/format.h>
+
+#include <charconv>
+#include <cmath>
+#include <fstream>
+#include <iostream>
+
+#include "checkpoint/adapter.h"
+#include "checkpoint/export.h"
+#include "checkpoint/inspect.h"
+#include "checkpoint/training_state.h"
+#include "configs/error.h"
+#include "parallel/agree.h"
+#include "trainer/console.h"
+#include "trainer/tokenizer/tokenizer.h"
+
+namespace lorashard {
+
+uint64_t parse_size(const std::string& text, const std::string& where) {
+  uint64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  const std::string unit(end, text.data() + text.size());
+  static const std::pair<const char*, uint64_t> kUnits[] = {
+      {"", 1},          {"B", 1},           {"KB", 1'000},        {"MB", 1'000'000},
+      {"GB", 1'000'000'000}, {"TB", 1'000'000'000'000}, {"KiB", 1 << 10}, {"MiB", 1 << 20},
+      {"GiB", 1 << 30}};
+  for (const auto& [name, factor] : kUnits) {
+    if (error == std::errc{} && unit == name && number > 0) return number * factor;
+  }
+  fail_input(where, "'" + text + "' is no size; give a number with KB, MB, GB, KiB, MiB or GiB, for "
+                    "example 5GB");
+}
+
+int shard_command(const ShardOptions& options, const Ranks& ranks) {
+  if (!options.quantize.empty()) {
+    fail_input("--quantize", "'" + options.quantize + "' is not supported in this version; leave "
+                             "--quantize out to keep the stored types");
+  }
+  std::unique_ptr<BaseModel> base;
+  run_agreed(ranks.world, [&] {
+    if (options.tensor < 1) fail_input("--tp", "must be at least 1");
+    base = BaseModel::open(options.model);
+    if (options.tensor > base->config().heads) {
+      fail_input("--tp", fmt::format("{} is more than the model's {} query heads", options.tensor,
+                                     base->config().heads));
+    }
+  });
+  write_base_shards(*base, options.tensor, options.out, ranks.world);
+  Console(ranks.world.rank() == 0).line("base shard set written to " + options.out);
+  return 0;
+}
+
+int export_command(const ExportCommandOptions& options, const Ranks& ranks) {
+  ExportOptions o;
+  o.max_shard_bytes = parse_size(options.max_shard_size, "--max-shard-size");
+  if (options.dtype == "bf16") o.dtype = DType::BF16;
+  if (options.dtype == "fp16") o.dtype = DType::F16;
+  if (options.dtype == "fp32") o.dtype = DType::F32;
+  const auto base = BaseModel::open(options.model);
+  const Adapter adapter = read_adapter(options.adapter, linear_modules(base->config()));
+  o.base_digest = base->digest(ranks.world);
+  Console console(true);
+  if (options.format == "peft") {
+    check_adapter_base(adapter, options.adapter, o.base_digest);
+    export_peft(adapter, options.out);
+    console.line("adapter written to " + options.out);
+    return 0;
+  }
+  o.progress = [&](uint64_t done, uint64_t total) {
+    console.progress(int64_t(done >> 20), int64_t(total >> 20), "MiB");
+  };
+  const int tensor = options.tensor > 0 ? options.tensor : 1;
+  const std::vector<MergeError> errors =
+      options.format == "shards"
+          ? export_shards(*base, adapter, tensor, options.out, o, ranks.world)
+          : export_merged(*base, adapter, options.out, o);
+  for (const MergeError& e : errors) {
+    console.line(fmt::format("{} largest rounding error {:.3e} ({:.2e} of its largest weight)",
+                             e.name, e.max_abs, e.max_relative));
+  }
+  console.line(fmt::format("{} matrices merged, written to {}", errors.size(), options.out));
+  return 0;
+}
+
+int inspect_command(const std::string& path, const Ranks& ranks) {
+  Console console(true);
+  for (const std::string& line : inspect(path, ranks.world)) console.line(line);
+  return 0;
+}
+
+int tokenize_command(const std::string& model, const std::string& file, bool decode) {
+  const auto tokenizer = Tokenizer::from_directory(model);
+  std::ios::sync_with_stdio(false);
+  if (file == "-") {
+    tokenize_lines(*tokenizer, std::cin, std::cout, decode, "standard input");
+  } else {
+    std::ifstream in(file, std::ios::binary);
+    if (!in || fs::is_directory(file)) fail_input(file, "cannot be read; give a file or -");
+    tokenize_lines(*tokenizer, in, std::cout, decode, file);
+  }
+  std::cout.flush();
+  if (!std::cout) fail_run("standard output", "cannot be written");
+  return 0;
+}
+
+}  // namespace lorashard

@@ -1,0 +1,144 @@
+#include "trainer/generate.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <optional>
+
+#include "configs/error.h"
+#include "kernels/random.h"
+#include "parallel/agree.h"
+#include "trainer/console.h"
+#include "trainer/model.h"
+#include "trainer/tokenizer/tokenizer.h"
+
+namespace lorashard {
+namespace {
+
+// Prompts are computed in pieces of at most this many tokens.
+constexpr int64_t kPrefillTokens = 256;
+
+std::vector<int32_t> continue_ids(Model& model, const ModelConfig& config,
+                                  const std::vector<int32_t>& prompt,
+                                  const std::vector<int32_t>& eos_ids,
+                                  const GenerateOptions& options) {
+  DecodeState state = model.new_sequence(int64_t(prompt.size()) + options.max_new_tokens);
+  std::vector<float> logits(size_t(config.vocab_size));
+  std::vector<int32_t> ids = prompt;
+  std::vector<int32_t> next = prompt;
+  for (int64_t i = 0; i < options.max_new_tokens; ++i) {
+    model.decode(state, next, matrix(logits.data(), 1, config.vocab_size, DType::F32));
+    const int32_t token = pick_token(logits.data(), config.vocab_size, options.temperature,
+                                     options.top_p, options.seed, int64_t(ids.size()));
+    if (std::find(eos_ids.begin(), eos_ids.end(), token) != eos_ids.end()) break;
+    ids.push_back(token);
+    next = {token};
+  }
+  return ids;
+}
+
+void check_options(const GenerateOptions& o) {
+  if (o.max_new_tokens < 1) fail_input("--max-new-tokens", "must be at least 1");
+  if (!(o.temperature >= 0)) fail_input("--temperature", "must be 0 (greedy) or above");
+  if (!(o.top_p > 0 && o.top_p <= 1)) fail_input("--top-p", "must be above 0 and at most 1");
+}
+
+}  // namespace
+
+int32_t pick_token(const float* logits, int64_t vocab, double temperature, double top_p,
+                   uint64_t seed, int64_t position) {
+  const float* best = std::max_element(logits, logits + vocab);
+  if (temperature == 0) return int32_t(best - logits);
+  std::vector<double> p(static_cast<size_t>(vocab));
+  for (int64_t i = 0; i < vocab; ++i) {
+    p[size_t(i)] = std::exp((double(logits[i]) - *best) / temperature);
+  }
+  std::vector<int32_t> order(p.size());
+  std::iota(order.begin(), order.end(), 0);
+  // Likeliest first; equal ones in the order of their ids, so that the draw is defined.
+  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    return p[size_t(a)] != p[size_t(b)] ? p[size_t(a)] > p[size_t(b)] : a < b;
+  });
+  const double total = std::accumulate(p.begin(), p.end(), 0.0);
+  double kept = 0;
+  size_t count = 0;
+  while (count < order.size() && (count == 0 || kept < top_p * total)) {
+    kept += p[size_t(order[count++])];
+  }
+  const auto words = random_words(seed, Purpose::Sampling, 0, uint64_t(position));
+  double draw = (double(words[0]) + double(words[1]) * 0x1p-32) * 0x1p-32 * kept;
+  for (size_t i = 0; i < count; ++i) {
+    draw -= p[size_t(order[i])];
+    if (draw < 0) return order[i];
+  }
+  return order[count - 1];
+}
+
+int generate(const GenerateOptions& options, const Ranks& ranks) {
+  Communicator& world = ranks.world;
+  Console console(world.rank() == 0);
+  std::unique_ptr<BaseModel> base;
+  std::shared_ptr<const Tokenizer> tokenizer;
+  std::vector<int32_t> prompt, eos_ids;
+  std::vector<std::optional<Adapter>> adapters;  // empty: the base
+  run_agreed(world, [&] {
+    check_options(options);
+    base = BaseModel::open(options.model);
+    if (world.size() > base->config().heads) {
+      fail_input("mpirun", fmt::format("{} ranks are more than the model's {} query heads",
+                                       world.size(), base->config().heads));
+    }
+    tokenizer = Tokenizer::from_directory(base->path());
+    prompt = tokenizer->encode(options.prompt);
+    if (prompt.empty()) fail_input("--prompt", "gives no token; at least one is needed");
+    for (const int64_t id : base->config().eos_token_ids) eos_ids.push_back(int32_t(id));
+    if (tokenizer->eos_id()) eos_ids.push_back(*tokenizer->eos_id());
+    for (const std::string& dir : options.adapters) {
+      if (dir == "base") {
+        adapters.emplace_back();
+      } else {
+        adapters.emplace_back(read_adapter(dir, linear_modules(base->config())));
+      }
+    }
+    if (adapters.empty()) adapters.emplace_back();
+  });
+  bool any_digest = false;
+  for (const auto& a : adapters) any_digest |= a && !a->config.base_digest.empty();
+  if (any_digest) {
+    const std::string digest = base->digest(world);
+    run_agreed(world, [&] {
+      for (size_t i = 0; i < adapters.size(); ++i) {
+        if (adapters[i]) check_adapter_base(*adapters[i], options.adapters[i], digest);
+      }
+    });
+  }
+  Stream stream(choose_threads(options.threads, ranks.host_ranks));
+  const Mesh mesh = make_mesh(world, world.size());
+  const ModelConfig& config = base->config();
+  ModelWeights weights;
+  std::optional<Model> model;
+  std::vector<std::optional<Factors>> factors;
+  run_agreed(world, [&] {
+    weights = load_weights(*base, mesh.tp_rank, mesh.tp_size, nullptr);
+    model.emplace(stream, config, weights, nullptr, *mesh.tensor,
+                  ModelOptions{.activation_type = options.type,
+                               .max_tokens = std::min<int64_t>(kPrefillTokens,
+                                                               int64_t(prompt.size())),
+                               .max_positions = int64_t(prompt.size()) + options.max_new_tokens});
+    for (const auto& a : adapters) {
+      factors.emplace_back();
+      if (a) factors.back().emplace(factors_of(stream, config, *a, mesh));
+    }
+  });
+  for (size_t i = 0; i < factors.size(); ++i) {
+    model->use_factors(factors[i] ? &*factors[i] : nullptr);
+    const std::vector<int32_t> ids = continue_ids(*model, config, prompt, eos_ids, options);
+    if (factors.size() > 1) console.line("== " + options.adapters[i]);
+    console.line(tokenizer->decode(ids, /*skip_special_tokens=*/true));
+  }
+  return 0;
+}
+
+}  // namespace lorashard

@@ -1,0 +1,32 @@
+// The post-processor of tokenizer.json: special tokens around the ids of one text.
+// Known: Sequence, ByteLevel (which moves offsets only), TemplateProcessing, BertProcessing,
+// RobertaProcessing.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "trainer/tokenizer/tokenizer_json.h"
+
+namespace lorashard {
+
+class PostProcessor {
+ public:
+  PostProcessor() = default;  // adds nothing
+  PostProcessor(const Json* component, const std::string& file);
+
+  std::vector<int32_t> apply(std::vector<int32_t> ids, bool add_special_tokens) const;
+
+  // Every id that apply may add.
+  std::vector<int32_t> special_ids() const;
+
+ private:
+  struct Part {
+    bool is_text = false;
+    std::vector<int32_t> ids;  // special tokens, when it is not the text
+  };
+  std::vector<Part> parts_{Part{true, {}}};
+};
+
+}  // namespace lorashard

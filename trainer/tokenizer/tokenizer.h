@@ -1,0 +1,62 @@
+// Executes the tokenizer.json of a Hugging Face directory: text to token ids and back.
+//
+// The ids equal those of Hugging Face tokenizers' encode(text, add_special_tokens). What can change
+// ids and is not known here is refused by name when the file is read: models other than BPE,
+// unknown components, unknown settings, and truncation and padding (how long a sequence may be is
+// the run configuration's business).
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <iosfwd>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "trainer/tokenizer/utf8.h"
+
+namespace lorashard {
+
+class Tokenizer {
+ public:
+  // Reads DIR/tokenizer.json, and the names of bos and eos from DIR/tokenizer_config.json or else
+  // DIR/special_tokens_map.json where those exist. Errors: status 2, "FILE: what is wrong".
+  static std::shared_ptr<const Tokenizer> from_directory(const std::filesystem::path& directory);
+
+  ~Tokenizer();
+
+  // Thread-safe. Errors: status 2 when `text` is no valid UTF-8, naming the byte (from 0).
+  std::vector<int32_t> encode(std::string_view text, bool add_special_tokens = true) const;
+
+  // Ids without a token add nothing, as in the library. Thread-safe.
+  std::string decode(std::span<const int32_t> ids, bool skip_special_tokens = false) const;
+
+  int64_t vocab_size() const;  // the highest id + 1, added tokens included
+  std::optional<int32_t> bos_id() const;
+  std::optional<int32_t> eos_id() const;
+  std::optional<int32_t> token_to_id(std::string_view token) const;
+  std::string id_to_token(int32_t id) const;  // "" when no token has the id
+  bool has_id(int32_t id) const;
+
+  // The same tokenizer splitting by regular expressions only, without the hand-written splitters;
+  // for tests.
+  static std::shared_ptr<const Tokenizer> from_directory_regex_only(
+      const std::filesystem::path& directory);
+
+ private:
+  struct Parts;
+  explicit Tokenizer(std::unique_ptr<Parts> parts);
+  std::unique_ptr<Parts> parts_;
+};
+
+// The command tokenize. Without `decode` each line of `in` is a JSON string and becomes a JSON
+// array of ids (special tokens added); with it each line is an array of ids and becomes a JSON
+// string. Errors: status 2, "SOURCE_NAME:LINE: …", invalid UTF-8 with its byte in the line (from
+// 1).
+void tokenize_lines(const Tokenizer& tokenizer, std::istream& in, std::ostream& out, bool decode,
+                    const std::string& source_name);
+
+}  // namespace lorashard
