@@ -17,8 +17,8 @@ void cross_entropy_stats(Stream& stream, Matrix stats, ConstMatrix logits, const
 void cross_entropy_gradient(Stream& stream, Matrix logits, const float* lse, const int32_t* labels,
                             int64_t first, float factor);
 
-// Joins the ranks' statistics (ranks*R, 3), rank after rank: lse gets R values, and the sum over the
-// rows of lse - label's logit is returned, formed in double in row order.
+// Joins the ranks' statistics (ranks*R, 3), rank after rank: lse gets R values, and the sum over
+// the rows of lse - label's logit is returned, formed in double in row order.
 double cross_entropy_combine(Stream& stream, float* lse, ConstMatrix stats, int ranks);
 
 }  // namespace lorashard

@@ -22,21 +22,28 @@ uint64_t parse_size(const std::string& text, const std::string& where) {
   uint64_t number = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
   const std::string unit(end, text.data() + text.size());
-  static const std::pair<const char*, uint64_t> kUnits[] = {
-      {"", 1},          {"B", 1},           {"KB", 1'000},        {"MB", 1'000'000},
-      {"GB", 1'000'000'000}, {"TB", 1'000'000'000'000}, {"KiB", 1 << 10}, {"MiB", 1 << 20},
-      {"GiB", 1 << 30}};
+  static const std::pair<const char*, uint64_t> kUnits[] = {{"", 1},
+                                                            {"B", 1},
+                                                            {"KB", 1'000},
+                                                            {"MB", 1'000'000},
+                                                            {"GB", 1'000'000'000},
+                                                            {"TB", 1'000'000'000'000},
+                                                            {"KiB", 1 << 10},
+                                                            {"MiB", 1 << 20},
+                                                            {"GiB", 1 << 30}};
   for (const auto& [name, factor] : kUnits) {
     if (error == std::errc{} && unit == name && number > 0) return number * factor;
   }
-  fail_input(where, "'" + text + "' is no size; give a number with KB, MB, GB, KiB, MiB or GiB, for "
-                    "example 5GB");
+  fail_input(where, "'" + text +
+                        "' is no size; give a number with KB, MB, GB, KiB, MiB or GiB, for "
+                        "example 5GB");
 }
 
 int shard_command(const ShardOptions& options, const Ranks& ranks) {
   if (!options.quantize.empty()) {
-    fail_input("--quantize", "'" + options.quantize + "' is not supported in this version; leave "
-                             "--quantize out to keep the stored types");
+    fail_input("--quantize", "'" + options.quantize +
+                                 "' is not supported in this version; leave "
+                                 "--quantize out to keep the stored types");
   }
   std::unique_ptr<BaseModel> base;
   run_agreed(ranks.world, [&] {

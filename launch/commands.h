@@ -25,8 +25,8 @@ int inspect_command(const std::string& path, const Ranks& ranks);
 // `file` is a path, or "-" for standard input.
 int tokenize_command(const std::string& model, const std::string& file, bool decode);
 
-// "5GB" and the like, as Hugging Face reads it: KB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024;
-// a plain number is bytes. Error (status 2) naming `where`.
+// "5GB" and the like, as Hugging Face reads it: KB, MB, GB are powers of 1000, KiB, MiB, GiB of
+// 1024; a plain number is bytes. Error (status 2) naming `where`.
 uint64_t parse_size(const std::string& text, const std::string& where);
 
 }  // namespace lorashard

@@ -19,7 +19,7 @@ void remember_signal(int signal) {
     std::signal(signal, SIG_DFL);
     std::raise(signal);
   }
-  last_signal = signal;
+  last_signal = signal == SIGUSR1 ? SIGTERM : signal;
 }
 
 void tell(const char* what) {
@@ -29,7 +29,8 @@ void tell(const char* what) {
 }
 
 // This rank alone met the error. Ranks of a tensor-parallel group often meet the same one in the
-// same moment (a broken line of data): the lower rank tells it, and ends the others while they wait.
+// same moment (a broken line of data): the lower rank tells it, and ends the others while they
+// wait.
 [[noreturn]] void tell_and_abort(Communicator& world, const char* what, int status) {
   constexpr auto kStagger = std::chrono::milliseconds(250);
   constexpr int kMostTurns = 12;  // 3 s: well inside the 10 s in which the job must end
@@ -50,9 +51,10 @@ int run_body(Communicator& world, int host_ranks, const std::function<int(const 
   } catch (const Error& e) {
     return failed(e.what(), e.exit_status, e.on_all_ranks);
   } catch (const std::bad_alloc&) {
-    return failed("memory: allocation failed; use a smaller micro_batch_size or seq_len, or more "
-                  "tensor-parallel ranks",
-                  kExitFailure, false);
+    return failed(
+        "memory: allocation failed; use a smaller micro_batch_size or seq_len, or more "
+        "tensor-parallel ranks",
+        kExitFailure, false);
   } catch (const std::exception& e) {
     return failed((std::string("internal: ") + e.what()).c_str(), kExitFailure, false);
   }
@@ -88,6 +90,7 @@ void catch_stop_signals() {
   action.sa_flags = SA_RESTART;
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
+  sigaction(SIGUSR1, &action, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
 }
 

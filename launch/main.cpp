@@ -1,4 +1,5 @@
-// lorashard: the command line. Each subcommand's work is elsewhere; what is here is what it is called.
+// lorashard: the command line. Each subcommand's work is elsewhere; what is here is what it is
+// called.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <iostream>
@@ -40,7 +41,8 @@ void declare(CLI::App& app, Arguments& a) {
   CLI::App* train = app.add_subcommand(
       "train", "Fine-tune with LoRA; under mpirun -n N on N ranks (TP x DP, see parallel.tensor)");
   run_config(train);
-  train->add_flag("--resume", a.resume, "continue the run in output.dir from its newest checkpoint");
+  train->add_flag("--resume", a.resume,
+                  "continue the run in output.dir from its newest checkpoint");
 
   CLI::App* eval = app.add_subcommand("eval", "Loss and perplexity on data.eval");
   run_config(eval);
@@ -71,9 +73,10 @@ void declare(CLI::App& app, Arguments& a) {
   GenerateOptions& g = a.generate;
   generate->add_option("--model", g.model, "Hugging Face directory or base shard set")->required();
   generate
-      ->add_option("--adapter", g.adapters,
-                   "PEFT adapter; given several times, each in turn on the one loaded base ('base': "
-                   "none)")
+      ->add_option(
+          "--adapter", g.adapters,
+          "PEFT adapter; given several times, each in turn on the one loaded base ('base': "
+          "none)")
       ->expected(1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   generate->add_option("--prompt", g.prompt, "text to continue")->required();
@@ -93,8 +96,8 @@ void declare(CLI::App& app, Arguments& a) {
       "inspect", "What a model, base shard set, adapter or checkpoint is; verifies every digest");
   inspect->add_option("PATH", a.inspect_path)->required();
 
-  CLI::App* tokenize = app.add_subcommand(
-      "tokenize", "One JSON string a line in, one JSON array of ids a line out");
+  CLI::App* tokenize =
+      app.add_subcommand("tokenize", "One JSON string a line in, one JSON array of ids a line out");
   tokenize->add_option("--model", a.tokenize_model, "directory with tokenizer.json")->required();
   tokenize->add_flag("--decode", a.decode, "arrays of ids in, strings out");
   tokenize->add_option("FILE", a.tokenize_file, "- is standard input")->required();
@@ -133,9 +136,8 @@ int run(CLI::App& app, Arguments& a, int argc, char** argv) {
   if (app.got_subcommand("inspect")) {
     return on_one_rank([&](const Ranks& ranks) { return inspect_command(a.inspect_path, ranks); });
   }
-  return on_one_rank([&](const Ranks&) {
-    return tokenize_command(a.tokenize_model, a.tokenize_file, a.decode);
-  });
+  return on_one_rank(
+      [&](const Ranks&) { return tokenize_command(a.tokenize_model, a.tokenize_file, a.decode); });
 }
 
 }  // namespace

@@ -162,15 +162,14 @@ log=$logs/export.log
 say "base + adapter as one Hugging Face model: $run/merged"
 
 heading "6. The same prompts, before and after"
-sample() { "$program" generate --model "$1" --prompt "$2" --max-new-tokens 48 --temperature 0.6 --seed "$3" </dev/null 2>>"$log"; }
+sample() { "$program" generate --model "$1" --prompt "$2" --max-new-tokens 48 --temperature 0.5 --seed "$3" </dev/null 2>>"$log"; }
 log=$logs/generate.log
 column() { expand -t 3 "$1" | fold -s -w 50 | sed 's/ *$//' | head -n 9; }
 rule=--------------------------------------------------
 printf '   %-52s%s\n' base fine-tuned $rule $rule
-seed=1
-for prompt in "Wisdom" "Money" "Law" "The fool"; do
-  sample "$base" "$prompt" $seed >"$logs/base.txt"
-  sample "$run/merged" "$prompt" $seed >"$logs/tuned.txt"
+for prompt in "Wisdom" "Law" "Bread" "The fool"; do
+  sample "$base" "$prompt" 2 >"$logs/base.txt"
+  sample "$run/merged" "$prompt" 2 >"$logs/tuned.txt"
   column "$logs/base.txt" >"$logs/base.column"
   column "$logs/tuned.txt" >"$logs/tuned.column"
   echo
@@ -178,7 +177,6 @@ for prompt in "Wisdom" "Money" "Law" "The fool"; do
   awk -v tuned="$logs/tuned.column" '
     { if ((getline right < tuned) <= 0) right = ""; printf "   %-52s%s\n", $0, right }
     END { while ((getline right < tuned) > 0) printf "   %-52s%s\n", "", right }' "$logs/base.column"
-  seed=$((seed + 1))
 done
 
 heading "Done. What lies where"

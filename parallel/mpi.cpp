@@ -83,14 +83,20 @@ class MpiCommunicator final : public Communicator {
     MPI_Datatype type = MPI_FLOAT;
     MPI_Op op = MPI_SUM;
     switch (x.dtype) {
-      case DType::F32: break;
-      case DType::F64: type = MPI_DOUBLE; break;
-      case DType::I64: type = MPI_INT64_T; break;
+      case DType::F32:
+        break;
+      case DType::F64:
+        type = MPI_DOUBLE;
+        break;
+      case DType::I64:
+        type = MPI_INT64_T;
+        break;
       case DType::BF16:
         type = MPI_UINT16_T;
         op = bf16_sum_op();
         break;
-      default: throw std::logic_error("all_reduce_sum: unsupported type");
+      default:
+        throw std::logic_error("all_reduce_sum: unsupported type");
     }
     const int64_t n = x.rows * x.cols;
     for (int64_t i = 0; i < n; i += kPiece) {

@@ -112,15 +112,22 @@ class ThreadCommunicator final : public Communicator {
     };
     const auto same = [](auto v) { return v; };
     switch (x.dtype) {
-      case DType::F32: finish(sum_slots<float>(*group_, n, same, same)); break;
-      case DType::F64: finish(sum_slots<double>(*group_, n, same, same)); break;
-      case DType::I64: finish(sum_slots<int64_t>(*group_, n, same, same)); break;
+      case DType::F32:
+        finish(sum_slots<float>(*group_, n, same, same));
+        break;
+      case DType::F64:
+        finish(sum_slots<double>(*group_, n, same, same));
+        break;
+      case DType::I64:
+        finish(sum_slots<int64_t>(*group_, n, same, same));
+        break;
       case DType::BF16:
         finish(sum_slots<uint16_t>(
             *group_, n, [](uint16_t v) { return bf16_to_float(v); },
             [](float v) { return float_to_bf16(v); }));
         break;
-      default: throw std::logic_error("all_reduce_sum: unsupported type");
+      default:
+        throw std::logic_error("all_reduce_sum: unsupported type");
     }
   }
   void do_all_gather(const void* send, void* receive, int64_t bytes) override {

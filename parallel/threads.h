@@ -9,8 +9,8 @@
 
 namespace lorashard {
 
-// Runs body(communicator) on `ranks` threads, each a rank of one world. If a rank throws, the others
-// leave their collectives with an exception too, and the first exception is rethrown here.
+// Runs body(communicator) on `ranks` threads, each a rank of one world. If a rank throws, the
+// others leave their collectives with an exception too, and the first exception is rethrown here.
 void run_thread_ranks(int ranks, const std::function<void(Communicator&)>& body);
 
 }  // namespace lorashard

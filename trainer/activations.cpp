@@ -62,9 +62,9 @@ Activations plan_activations(Arena& arena, const ActivationDims& d,
   for (int64_t i = 0; i < count; ++i) {
     const BlockWeights& w = weights[size_t(d.first_layer + i)];
     BlockActivations& a = plan.blocks[size_t(i)];
-    for (const auto& [group, u] : {std::pair{&w.qkv, &a.u_qkv}, std::pair{&w.o, &a.u_o},
-                                   std::pair{&w.gate_up, &a.u_gate_up},
-                                   std::pair{&w.down, &a.u_down}}) {
+    for (const auto& [group, u] :
+         {std::pair{&w.qkv, &a.u_qkv}, std::pair{&w.o, &a.u_o}, std::pair{&w.gate_up, &a.u_gate_up},
+          std::pair{&w.down, &a.u_down}}) {
       if (group->adapted()) *u = arena.take(d.tokens, group->rank_sum, DType::F32);
       widest = std::max(widest, group->rank_sum);
     }
@@ -95,16 +95,17 @@ Activations plan_activations(Arena& arena, const ActivationDims& d,
 
 BlockActivations first_rows(const BlockActivations& a, int64_t tokens) {
   using A = BlockActivations;
-  return trimmed(a, {&A::q, &A::k, &A::v, &A::o, &A::lse, &A::gate, &A::up, &A::rstd_in,
-                     &A::rstd_mid, &A::q_rstd, &A::k_rstd, &A::u_qkv, &A::u_o, &A::u_gate_up,
-                     &A::u_down},
+  return trimmed(a,
+                 {&A::q, &A::k, &A::v, &A::o, &A::lse, &A::gate, &A::up, &A::rstd_in, &A::rstd_mid,
+                  &A::q_rstd, &A::k_rstd, &A::u_qkv, &A::u_o, &A::u_gate_up, &A::u_down},
                  tokens);
 }
 
 BlockScratch first_rows(const BlockScratch& s, int64_t tokens) {
   using S = BlockScratch;
-  return trimmed(s, {&S::norm, &S::delta, &S::mlp, &S::d_mlp, &S::q_rope, &S::k_rope, &S::d_q,
-                     &S::d_k, &S::d_v, &S::d_o},
+  return trimmed(s,
+                 {&S::norm, &S::delta, &S::mlp, &S::d_mlp, &S::q_rope, &S::k_rope, &S::d_q, &S::d_k,
+                  &S::d_v, &S::d_o},
                  tokens);
 }
 

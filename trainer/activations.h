@@ -1,5 +1,5 @@
-// All memory that a pass over the model works in, planned before the first step: one arena, laid out
-// once, nothing allocated in a step.
+// All memory that a pass over the model works in, planned before the first step: one arena, laid
+// out once, nothing allocated in a step.
 #pragma once
 
 #include <vector>
@@ -22,17 +22,17 @@ class Arena {
 };
 
 struct ActivationDims {
-  int64_t tokens = 0;          // T at most
+  int64_t tokens = 0;  // T at most
   int64_t hidden = 0;
   int64_t q_width = 0, kv_width = 0, features = 0;  // this rank's columns
   int64_t heads = 0, kv_heads = 0;                  // this rank's
   bool qk_norm = false;
   bool dropout = false;
-  bool backward = false;       // else only what a forward pass needs
+  bool backward = false;  // else only what a forward pass needs
   DType type = DType::F32;
-  int64_t first_layer = 0;     // lowest adapted layer; layers below it keep nothing
+  int64_t first_layer = 0;  // lowest adapted layer; layers below it keep nothing
   int64_t layers = 0;
-  int64_t kept_layers = 0;     // of those above, how many keep their activations; the topmost ones
+  int64_t kept_layers = 0;  // of those above, how many keep their activations; the topmost ones
 };
 
 struct Activations {

@@ -35,9 +35,9 @@ void Console::progress(int64_t done, int64_t total, const std::string& text) {
   if (!terminal_ || total <= 0) return;
   constexpr int kWidth = 30;
   const int filled = int(kWidth * std::clamp<int64_t>(done, 0, total) / total);
-  const std::string bar =
-      "\r[" + std::string(size_t(filled), '=') + std::string(size_t(kWidth - filled), ' ') + "] " +
-      std::to_string(done) + "/" + std::to_string(total) + " " + text + "\x1b[K";
+  const std::string bar = "\r[" + std::string(size_t(filled), '=') +
+                          std::string(size_t(kWidth - filled), ' ') + "] " + std::to_string(done) +
+                          "/" + std::to_string(total) + " " + text + "\x1b[K";
   std::fputs(bar.c_str(), stdout);
   std::fflush(stdout);
   bar_shown_ = true;

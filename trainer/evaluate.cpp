@@ -25,8 +25,9 @@ EvalSum evaluate_loss(Model& model, std::shared_ptr<const Dataset> data, const s
   }
   mesh.world->all_reduce_sum(stream, matrix(sums, 1, 2, DType::F64), "eval_loss");
   if (sums[1] == 0) {
-    Error error(kExitInput, path, "no label counts; at least one must differ from -100 and have a "
-                                  "token before it");
+    Error error(kExitInput, path,
+                "no label counts; at least one must differ from -100 and have a "
+                "token before it");
     error.on_all_ranks = true;
     throw error;
   }
@@ -65,8 +66,8 @@ int evaluate(const Config& config, const std::string& adapter_dir, const Ranks& 
                                .max_tokens = run.train().micro_batch_size() * run.data().seq_len(),
                                .max_positions = run.data().seq_len()});
   });
-  const EvalSum sum = evaluate_loss(*model, data, run.data().eval(),
-                                    run.train().micro_batch_size(), mesh, stream);
+  const EvalSum sum =
+      evaluate_loss(*model, data, run.data().eval(), run.train().micro_batch_size(), mesh, stream);
   console.line(fmt::format("loss {:.6f} perplexity {:.4f} tokens {} sequences {}", sum.mean(),
                            std::exp(sum.mean()), sum.counted, sum.sequences));
   return 0;

@@ -122,11 +122,11 @@ int generate(const GenerateOptions& options, const Ranks& ranks) {
   std::vector<std::optional<Factors>> factors;
   run_agreed(world, [&] {
     weights = load_weights(*base, mesh.tp_rank, mesh.tp_size, nullptr);
-    model.emplace(stream, config, weights, nullptr, *mesh.tensor,
-                  ModelOptions{.activation_type = options.type,
-                               .max_tokens = std::min<int64_t>(kPrefillTokens,
-                                                               int64_t(prompt.size())),
-                               .max_positions = int64_t(prompt.size()) + options.max_new_tokens});
+    model.emplace(
+        stream, config, weights, nullptr, *mesh.tensor,
+        ModelOptions{.activation_type = options.type,
+                     .max_tokens = std::min<int64_t>(kPrefillTokens, int64_t(prompt.size())),
+                     .max_positions = int64_t(prompt.size()) + options.max_new_tokens});
     for (const auto& a : adapters) {
       factors.emplace_back();
       if (a) factors.back().emplace(factors_of(stream, config, *a, mesh));

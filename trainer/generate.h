@@ -25,8 +25,8 @@ struct GenerateOptions {
 int32_t pick_token(const float* logits, int64_t vocab, double temperature, double top_p,
                    uint64_t seed, int64_t position);
 
-// Prints prompt and continuation, one text an adapter. All ranks of the job form one tensor-parallel
-// group. Returns the exit status.
+// Prints prompt and continuation, one text an adapter. All ranks of the job form one
+// tensor-parallel group. Returns the exit status.
 int generate(const GenerateOptions& options, const Ranks& ranks);
 
 }  // namespace lorashard

@@ -21,13 +21,13 @@ struct LinearContext {
   float* values;     // flat factors, null without an adapter
   float* gradients;  // flat gradients, null in forward-only use
   DropoutState dropout;
-  Matrix t;          // (T, >= rank_sum) F32 scratch
-  Matrix dropped;    // (T, >= K) scratch of x's type, when dropout is on
+  Matrix t;        // (T, >= rank_sum) F32 scratch
+  Matrix dropped;  // (T, >= K) scratch of x's type, when dropout is on
 };
 
-// y_j(T,N_j) = x(T,K) W_j^T [+ bias_j if with_bias] + scaling_j dropout(x) A_j^T B_j^T for each layer j;
-// u(T, rank_sum) F32 = dropout(x) A^T of the adapted ones, kept for backward. With reuse_u, u is taken
-// as it stands from an earlier forward pass of the same x.
+// y_j(T,N_j) = x(T,K) W_j^T [+ bias_j if with_bias] + scaling_j dropout(x) A_j^T B_j^T for each
+// layer j; u(T, rank_sum) F32 = dropout(x) A^T of the adapted ones, kept for backward. With
+// reuse_u, u is taken as it stands from an earlier forward pass of the same x.
 void linear_group_forward(const LinearContext& c, const LinearGroup& group,
                           std::span<const Matrix> y, ConstMatrix x, Matrix u, bool with_bias,
                           bool reuse_u);

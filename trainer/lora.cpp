@@ -16,11 +16,16 @@ namespace {
 int input_group(Split split) {
   switch (split) {
     case Split::QueryRows:
-    case Split::KvRows: return 0;
-    case Split::QueryCols: return 1;
-    case Split::RowFeatures: return 2;
-    case Split::ColFeatures: return 3;
-    default: return 4;
+    case Split::KvRows:
+      return 0;
+    case Split::QueryCols:
+      return 1;
+    case Split::RowFeatures:
+      return 2;
+    case Split::ColFeatures:
+      return 3;
+    default:
+      return 4;
   }
 }
 
@@ -40,8 +45,8 @@ Factors::Factors(Stream& stream, const ModelConfig& model, const std::vector<Lin
     m.alpha = module_alpha(config, linear.name);
     m.scaling = float(lora_scaling(config, m.rank, m.alpha));
     m.site = sites.at(linear.name);
-    const TensorPart part = tensor_part(model, linear.split, linear.out_features,
-                                        linear.in_features, tp_rank, tp_size);
+    const TensorPart part =
+        tensor_part(model, linear.split, linear.out_features, linear.in_features, tp_rank, tp_size);
     m.a_cols = {part.col_begin, part.col_end};
     m.b_rows = {part.row_begin, part.row_end};
     modules_.push_back(std::move(m));

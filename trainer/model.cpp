@@ -30,8 +30,7 @@ Model::Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, F
       loss_(stream, config, weights, tensor, options.max_tokens, options.activation_type) {
   plan();
   rope_memory_ = Buffer(stream, size_t(options.max_positions * config.head_dim) * sizeof(float));
-  rope_table_ =
-      matrix(rope_memory_.data(), options.max_positions, config.head_dim, DType::F32);
+  rope_table_ = matrix(rope_memory_.data(), options.max_positions, config.head_dim, DType::F32);
   fill_rope_table(rope_table_, config.rope, config.head_dim);
   for (int64_t l = 0; l < config.layers; ++l) {
     const std::string prefix = "layer." + std::to_string(l) + ".";
@@ -143,8 +142,8 @@ double Model::forward_backward(const MicroBatch& batch) {
   run_layers(pass, nullptr);
 
   const Matrix dx = activations_.dx.row_range(0, tokens);
-  const double loss = loss_.forward_backward(activations_.residual.back().row_range(0, tokens),
-                                             batch.labels, dx);
+  const double loss =
+      loss_.forward_backward(activations_.residual.back().row_range(0, tokens), batch.labels, dx);
 
   const BlockScratch scratch = first_rows(activations_.scratch, tokens);
   const LinearContext linear{.stream = stream_,

@@ -19,7 +19,7 @@ struct ModelOptions {
   int64_t max_positions = 0;  // of one sequence
   bool training = false;
   Recompute recompute = Recompute::Auto;
-  size_t memory_budget = 0;   // bytes for activations that Auto may fill; 0: no limit
+  size_t memory_budget = 0;  // bytes for activations that Auto may fill; 0: no limit
   float dropout = 0;
   uint64_t seed = 0;
 };
@@ -74,7 +74,8 @@ class Model {
   LossHead loss_;
 };
 
-// cos_sin table (positions, head_dim) of kernels/rope.h, angles formed in fp32 as Hugging Face does.
+// cos_sin table (positions, head_dim) of kernels/rope.h, angles formed in fp32 as Hugging Face
+// does.
 void fill_rope_table(Matrix table, const RopeConfig& rope, int64_t head_dim);
 
 }  // namespace lorashard

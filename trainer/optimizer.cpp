@@ -13,8 +13,17 @@ namespace lorashard {
 namespace {
 
 // Slots of the tail; one more per rank follows for its rss.
-enum Slot { kLossHigh, kLossLow, kCountedHigh, kCountedLow, kTokensHigh, kTokensLow, kInt, kTerm,
-            kSlots };
+enum Slot {
+  kLossHigh,
+  kLossLow,
+  kCountedHigh,
+  kCountedLow,
+  kTokensHigh,
+  kTokensLow,
+  kInt,
+  kTerm,
+  kSlots
+};
 
 // A count as two floats whose sums over up to 4096 ranks stay exact.
 constexpr int64_t kCountBase = 4096;
@@ -42,9 +51,9 @@ StepCounts reduce_step(Stream& stream, Factors& factors, Communicator& world,
   tail[kInt] = mine.interrupted;
   tail[kTerm] = mine.terminated;
   tail[kSlots + world.rank()] = float(mine.rss_mib);
-  world.all_reduce_sum(
-      stream, matrix(factors.gradients(), 1, factors.size() + factors.tail(), DType::F32),
-      "lora_gradient");
+  world.all_reduce_sum(stream,
+                       matrix(factors.gradients(), 1, factors.size() + factors.tail(), DType::F32),
+                       "lora_gradient");
   StepCounts sum;
   sum.loss_sum = double(tail[kLossHigh]) + double(tail[kLossLow]);
   sum.counted = get_count(tail, kCountedHigh, kCountedLow);

@@ -14,19 +14,20 @@ namespace lorashard {
 // What one rank contributes to a step besides gradients. Of a tensor-parallel group, which computes
 // the same loss on every rank, only one rank counts loss and tokens.
 struct StepCounts {
-  double loss_sum = 0;        // over counted labels
-  int64_t counted = 0;        // labels
-  int64_t tokens = 0;         // input tokens
-  bool interrupted = false;   // SIGINT arrived
-  bool terminated = false;    // SIGTERM arrived
-  double rss_mib = 0;         // peak of this rank
+  double loss_sum = 0;       // over counted labels
+  int64_t counted = 0;       // labels
+  int64_t tokens = 0;        // input tokens
+  bool interrupted = false;  // SIGINT arrived
+  bool terminated = false;   // SIGTERM arrived
+  double rss_mib = 0;        // peak of this rank
 };
 
 // Floats behind the gradients in Factors: Factors::tail() must be this.
 int64_t step_tail_floats(int world_size);
 
-// The one collective of a step: sums gradients and counts over the world. Returns the sums, with the
-// largest rank's rss. Loss and counts survive as pairs of floats, so that nothing is lost to fp32.
+// The one collective of a step: sums gradients and counts over the world. Returns the sums, with
+// the largest rank's rss. Loss and counts survive as pairs of floats, so that nothing is lost to
+// fp32.
 StepCounts reduce_step(Stream& stream, Factors& factors, Communicator& world,
                        const StepCounts& mine);
 

@@ -14,10 +14,11 @@ void check_same_run(const LoadedCheckpoint& loaded, const Factors& factors,
   const TrainingCounters& theirs = loaded.state.counters;
   const std::string name = loaded.path.string();
   if (theirs.base_digest != ours.base_digest) {
-    fail_input(config.where("model.path"),
-               fmt::format("the base has digest {:.16}…, {} was made on {:.16}…; give the base that "
-                           "the run began with",
-                           ours.base_digest, name, theirs.base_digest));
+    fail_input(
+        config.where("model.path"),
+        fmt::format("the base has digest {:.16}…, {} was made on {:.16}…; give the base that "
+                    "the run began with",
+                    ours.base_digest, name, theirs.base_digest));
   }
   if (theirs.seed != ours.seed) {
     fail_input(config.where("train.seed"),
@@ -26,20 +27,23 @@ void check_same_run(const LoadedCheckpoint& loaded, const Factors& factors,
   }
   if (theirs.data_digest != ours.data_digest) {
     fail_input(config.where("data.train"),
-               name + " was made on other training data (its SHA-256 differs); give the same file, "
-                      "or begin a new run with lora.init_from");
+               name +
+                   " was made on other training data (its SHA-256 differs); give the same file, "
+                   "or begin a new run with lora.init_from");
   }
   const int64_t batch = config.run.train().global_batch_size();
   if (theirs.sequences_consumed != theirs.step * batch) {
-    fail_input(config.where("train.global_batch_size"),
-               fmt::format("train.global_batch_size is {}, {} was made with {}; a run keeps its "
-                           "batch",
-                           batch, name, theirs.sequences_consumed / std::max<int64_t>(1, theirs.step)));
+    fail_input(
+        config.where("train.global_batch_size"),
+        fmt::format("train.global_batch_size is {}, {} was made with {}; a run keeps its "
+                    "batch",
+                    batch, name, theirs.sequences_consumed / std::max<int64_t>(1, theirs.step)));
   }
   if (theirs.config_digest != ours.config_digest) {
     fail_input(config.where("data"),
-               name + " was made with another data.format, seq_len, long_sequences, append_eos or "
-                      "shuffle; a run keeps them");
+               name +
+                   " was made with another data.format, seq_len, long_sequences, append_eos or "
+                   "shuffle; a run keeps them");
   }
   const auto& modules = loaded.state.adapter.modules;
   bool same = modules.size() == factors.modules().size();

@@ -21,8 +21,9 @@ struct ResumedRun {
 std::string settings_digest(const RunConfig& run);
 
 // Fills factors, moments and counters from the newest whole checkpoint of the run, if there is one.
-// `counters` says what this run has (seed, digests); a checkpoint of another base, other data, other
-// LoRA settings, seed or batch is refused: Error (status 2) naming the setting. One rank calls it.
+// `counters` says what this run has (seed, digests); a checkpoint of another base, other data,
+// other LoRA settings, seed or batch is refused: Error (status 2) naming the setting. One rank
+// calls it.
 ResumedRun load_run(const fs::path& run_dir, const ModelConfig& model, Factors& factors,
                     TrainingCounters& counters, const Config& config);
 

@@ -12,7 +12,8 @@ namespace lorashard {
 
 std::string format_step(const StepMetrics& m, int64_t steps) {
   std::string text = fmt::format(
-      "step {}/{} loss {:.4f} lr {:.3e} grad_norm {:.4f} tokens {} {:.0f} tok/s {:.3f} s rss {:.0f} MiB",
+      "step {}/{} loss {:.4f} lr {:.3e} grad_norm {:.4f} tokens {} {:.0f} tok/s {:.3f} s rss "
+      "{:.0f} MiB",
       m.step, steps, m.loss, m.learning_rate, m.grad_norm, m.tokens, m.tokens_per_s, m.step_time_s,
       m.peak_rss_mib);
   if (m.eval_loss) text += fmt::format(" eval_loss {:.4f}", *m.eval_loss);

@@ -35,8 +35,9 @@ template <class T>
 void must_agree(const Config& config, const std::string& setting, const T& ours, const T& theirs,
                 const std::string& what) {
   if (config.locations.contains(setting) && ours != theirs) {
-    fail_input(config.where(setting), setting + " differs from the adapter of lora.init_from, which has " +
-                                          what + "; leave the setting out or set it to that");
+    fail_input(config.where(setting),
+               setting + " differs from the adapter of lora.init_from, which has " + what +
+                   "; leave the setting out or set it to that");
   }
 }
 
@@ -160,7 +161,8 @@ LoraPlan plan_lora(const Config& config, const BaseModel& base, const std::strin
 
 Factors factors_of(Stream& stream, const ModelConfig& model, const Adapter& adapter,
                    const Mesh& mesh, int64_t tail) {
-  Factors factors(stream, model, modules_of(adapter, model), adapter.config, mesh.tp_rank, mesh.tp_size, tail);
+  Factors factors(stream, model, modules_of(adapter, model), adapter.config, mesh.tp_rank,
+                  mesh.tp_size, tail);
   factors.load(adapter);
   return factors;
 }

@@ -1,4 +1,5 @@
-// What train, eval and generate share: ranks and threads, data, and how the settings choose factors.
+// What train, eval and generate share: ranks and threads, data, and how the settings choose
+// factors.
 #pragma once
 
 #include <memory>

@@ -36,9 +36,12 @@ double peak_rss_mib() {
 
 ScheduleKind schedule_kind(const RunConfig& run) {
   switch (run.schedule().kind()) {
-    case RunConfig::Schedule::LINEAR: return ScheduleKind::Linear;
-    case RunConfig::Schedule::COSINE: return ScheduleKind::Cosine;
-    default: return ScheduleKind::Constant;
+    case RunConfig::Schedule::LINEAR:
+      return ScheduleKind::Linear;
+    case RunConfig::Schedule::COSINE:
+      return ScheduleKind::Cosine;
+    default:
+      return ScheduleKind::Constant;
   }
 }
 
@@ -48,9 +51,10 @@ ModelOptions model_options(const RunConfig& run, int host_ranks) {
   o.max_tokens = run.train().micro_batch_size() * run.data().seq_len();
   o.max_positions = run.data().seq_len();
   o.training = true;
-  o.recompute = run.compute().recompute() == RunConfig::Compute::Recompute::FULL   ? Recompute::Full
-                : run.compute().recompute() == RunConfig::Compute::Recompute::NONE ? Recompute::None
-                                                                                   : Recompute::Auto;
+  o.recompute = run.compute().recompute() == RunConfig::Compute::Recompute::FULL ? Recompute::Full
+                : run.compute().recompute() == RunConfig::Compute::Recompute::NONE
+                    ? Recompute::None
+                    : Recompute::Auto;
   o.memory_budget = activation_budget(host_ranks);
   o.dropout = float(run.lora().dropout());
   o.seed = run.train().seed();
@@ -105,7 +109,8 @@ std::string describe(const BaseModel& base, const Factors& factors, const Model&
   for (const auto& t : base.tensors()) weights += t.rows() * t.cols();
   return fmt::format(
       "base {} ({}, {:.1f} M weights); {} modules adapted, {} trained weights ({:.3f} %)\n"
-      "TP={} x DP={}, {} thread(s) a rank; activations {:.0f} MiB a rank, {} of {} layers recomputed",
+      "TP={} x DP={}, {} thread(s) a rank; activations {:.0f} MiB a rank, {} of {} layers "
+      "recomputed",
       base.path(), base.config().architecture, double(weights) * 1e-6, factors.modules().size(),
       factors.size(), 100 * double(factors.size()) / double(weights), mesh.tp_size, mesh.dp_size,
       threads, double(model.activation_bytes()) / double(1 << 20),
@@ -113,158 +118,250 @@ std::string describe(const BaseModel& base, const Factors& factors, const Model&
       base.config().layers - model.first_layer());
 }
 
+// One run. The constructor is start-up, phase by phase, each agreed on by all ranks; then run().
+class Trainer {
+ public:
+  Trainer(const Config& config, const Ranks& ranks, const TrainOptions& options);
+  int run();
+
+ private:
+  void open_inputs();
+  void make_factors();
+  void start_or_resume();
+  void make_model();
+  StepCounts accumulate_gradients();
+  StepMetrics optimizer_step(const StepCounts& sum);
+  void save_checkpoint();
+  void report_data_notes();
+  void finish();
+
+  const Config& config_;
+  const RunConfig& run_;
+  const Ranks& ranks_;
+  Communicator& world_;
+  const TrainOptions& options_;
+  const bool first_;  // the rank that writes and prints
+  const fs::path run_dir_;
+  Console console_;
+  Stream stream_;
+  std::vector<CollectiveCall> world_trace_, tensor_trace_;
+  Mesh mesh_;
+  std::unique_ptr<BaseModel> base_;
+  std::shared_ptr<const Dataset> train_data_, eval_data_;
+  LoraPlan plan_;
+  TrainingCounters counters_;
+  std::optional<Factors> factors_;
+  ModelWeights weights_;
+  std::optional<Model> model_;
+  std::optional<BatchStream> batches_;
+  std::optional<MetricsFile> metrics_;  // on the first rank
+};
+
+Trainer::Trainer(const Config& config, const Ranks& ranks, const TrainOptions& options)
+    : config_(config),
+      run_(config.run),
+      ranks_(ranks),
+      world_(ranks.world),
+      options_(options),
+      first_(world_.rank() == 0),
+      run_dir_(run_.output().dir()),
+      console_(first_),
+      stream_(choose_threads(run_.compute().threads(), ranks.host_ranks)) {
+  open_inputs();
+  mesh_ = make_mesh(world_, int(run_.parallel().tensor()));
+  make_factors();
+  start_or_resume();
+  make_model();
+  console_.line(describe(*base_, *factors_, *model_, mesh_, stream_.threads()));
+  if (counters_.step > 0) console_.line(fmt::format("resumed at step {}", counters_.step));
+  run_agreed(world_, [&] {
+    if (first_) metrics_.emplace(run_dir_, counters_.step);
+  });
+  if (run_.output().trace_collectives()) {
+    world_.set_trace(&world_trace_);
+    mesh_.tensor->set_trace(&tensor_trace_);
+  }
+}
+
+void Trainer::open_inputs() {
+  run_agreed(world_, [&] {
+    check_world(config_, world_.size());
+    check_backend(config_);
+    base_ = BaseModel::open(run_.model().path());
+    check_tensor_degree(config_, base_->config());
+    train_data_ = open_dataset(config_, run_.data().train(), *base_);
+    if (!run_.data().eval().empty()) {
+      eval_data_ = open_dataset(config_, run_.data().eval(), *base_);
+    }
+  });
+  for (const std::string& note : base_->notes()) console_.line("note: " + note);
+  counters_.seed = run_.train().seed();
+  counters_.base_digest = base_->digest(world_);
+  counters_.config_digest = settings_digest(run_);
+  if (first_) counters_.data_digest = train_data_->digest();
+}
+
+void Trainer::make_factors() {
+  run_agreed(world_, [&] {
+    plan_ = plan_lora(config_, *base_, counters_.base_digest);
+    if (first_) open_run_folder(config_, options_.resume);
+  });
+  factors_.emplace(stream_, base_->config(), plan_.modules, plan_.config, mesh_.tp_rank,
+                   mesh_.tp_size, step_tail_floats(world_.size()));
+}
+
+void Trainer::start_or_resume() {
+  ResumedRun resumed;
+  if (options_.resume) {
+    run_agreed(world_, [&] {
+      if (first_) resumed = load_run(run_dir_, base_->config(), *factors_, counters_, config_);
+    });
+    for (const std::string& note : resumed.notes) console_.line("note: " + note);
+    share_run(resumed, *factors_, counters_, world_);
+  }
+  if (resumed.found) return;
+  if (plan_.start) {
+    factors_->load(*plan_.start);
+  } else {
+    factors_->initialize(run_.train().seed());
+  }
+}
+
+void Trainer::make_model() {
+  run_agreed(world_, [&] {
+    weights_ = load_weights(*base_, mesh_.tp_rank, mesh_.tp_size, &*factors_);
+    model_.emplace(stream_, base_->config(), weights_, &*factors_, *mesh_.tensor,
+                   model_options(run_, ranks_.host_ranks));
+  });
+  batches_.emplace(train_data_, run_.train().seed(), run_.data().shuffle(),
+                   run_.train().global_batch_size(), run_.train().micro_batch_size(), mesh_.dp_rank,
+                   mesh_.dp_size);
+}
+
+// Forward and backward over this rank's micro-batches of the step.
+StepCounts Trainer::accumulate_gradients() {
+  StepCounts mine;
+  std::fill_n(factors_->gradients(), factors_->size(), 0.0f);
+  for (int64_t m = 0; m < batches_->micro_batches(); ++m) {
+    const MicroBatch batch = batches_->micro_batch(counters_.step, m);
+    const double loss = model_->forward_backward(batch);
+    if (mesh_.tp_rank != 0) continue;  // counted once in a tensor-parallel group
+    mine.loss_sum += loss;
+    mine.counted += batch.counted;
+    mine.tokens += int64_t(batch.ids.size());
+  }
+  const int signal = options_.stop_signal();
+  mine.interrupted = signal == SIGINT;
+  mine.terminated = signal == SIGTERM;
+  mine.rss_mib = peak_rss_mib();
+  return mine;
+}
+
+// Clips, updates, and counts the step.
+StepMetrics Trainer::optimizer_step(const StepCounts& sum) {
+  const int64_t step = counters_.step;
+  const double norm = gradient_norm(stream_, *factors_, std::max<int64_t>(sum.counted, 1));
+  check_step(sum, norm, step + 1, run_.data().train());
+  const double rate = run_.optimizer().learning_rate() *
+                      schedule_factor(schedule_kind(run_), step, run_.schedule().warmup_steps(),
+                                      run_.train().steps());
+  apply_step(stream_, *factors_, optimizer_settings(run_), rate, step + 1, sum.counted, norm);
+  counters_.step = step + 1;
+  counters_.sequences_consumed = counters_.step * run_.train().global_batch_size();
+  counters_.tokens += sum.counted;
+  StepMetrics line;
+  line.step = counters_.step;
+  line.loss = sum.loss_sum / double(sum.counted);
+  line.learning_rate = rate;
+  line.grad_norm = norm;
+  line.tokens = sum.tokens;
+  line.counted = sum.counted;
+  line.peak_rss_mib = sum.rss_mib;
+  return line;
+}
+
+void Trainer::save_checkpoint() {
+  if (!first_) return;
+  for (const std::string& note :
+       save_run(run_dir_, *factors_, counters_, run_.checkpoint().keep_last())) {
+    console_.line("note: " + note);
+  }
+  console_.line(fmt::format("checkpoint step-{:06}", counters_.step));
+}
+
+int Trainer::run() {
+  const int64_t steps = run_.train().steps();
+  const auto every = [&](int64_t interval) {
+    return interval > 0 && counters_.step % interval == 0;
+  };
+  while (counters_.step < steps) {
+    const auto start = std::chrono::steady_clock::now();
+    const StepCounts sum = reduce_step(stream_, *factors_, world_, accumulate_gradients());
+    StepMetrics line = optimizer_step(sum);
+    line.step_time_s = seconds_since(start);
+    line.tokens_per_s = double(sum.tokens) / line.step_time_s;
+    const bool stopping = sum.interrupted || sum.terminated;
+    const bool last = counters_.step == steps;
+    if (eval_data_ && !stopping && (last || every(run_.train().eval_every()))) {
+      line.eval_loss = evaluate_loss(*model_, eval_data_, run_.data().eval(),
+                                     run_.train().micro_batch_size(), mesh_, stream_)
+                           .mean();
+    }
+    if (metrics_) metrics_->append(line);
+    if (last || stopping || line.eval_loss || every(run_.train().log_every())) {
+      console_.line(format_step(line, steps));
+    }
+    console_.progress(counters_.step, steps, fmt::format("loss {:.4f}", line.loss));
+    if (every(run_.train().replica_check_every())) check_replicas(*factors_, world_);
+    if (last || stopping || every(run_.checkpoint().every())) save_checkpoint();
+    if (stopping && !last) {
+      finish();
+      console_.line(fmt::format("stopped by {} after step {}; continue with --resume",
+                                sum.terminated ? "SIGTERM" : "SIGINT", counters_.step));
+      return 128 + (sum.terminated ? SIGTERM : SIGINT);
+    }
+  }
+  run_agreed(world_, [&] {
+    if (first_) save_final_adapter(run_dir_, *factors_);
+  });
+  finish();
+  console_.line("adapter written to " + (run_dir_ / "adapter").string());
+  return 0;
+}
+
+// What the data had that a user should know, over all ranks.
+void Trainer::report_data_notes() {
+  const bool counts = mesh_.tp_rank == 0;  // a tensor-parallel group reads the same lines
+  int64_t sums[2] = {counts ? train_data_->truncated_count() : 0,
+                     counts ? train_data_->prompt_mismatches() : 0};
+  world_.all_reduce_sum(stream_, matrix(sums, 1, 2, DType::I64), "data_notes");
+  if (sums[0] > 0) {
+    console_.line(fmt::format("note: {} sequence(s) were cut to data.seq_len {}", sums[0],
+                              run_.data().seq_len()));
+  }
+  if (sums[1] > 0) {
+    console_.line(
+        fmt::format("note: in {} sequence(s) a token spans prompt and completion; it "
+                    "counts to the prompt",
+                    sums[1]));
+  }
+}
+
+void Trainer::finish() {
+  world_.set_trace(nullptr);
+  mesh_.tensor->set_trace(nullptr);
+  report_data_notes();
+  run_agreed(world_, [&] {
+    if (first_ && run_.output().trace_collectives()) {
+      write_trace(run_dir_, world_trace_, tensor_trace_);
+    }
+  });
+}
+
 }  // namespace
 
 int train(const Config& config, const Ranks& ranks, const TrainOptions& options) {
-  const RunConfig& run = config.run;
-  Communicator& world = ranks.world;
-  const bool first = world.rank() == 0;
-  const fs::path run_dir = run.output().dir();
-  Console console(first);
-
-  // Start-up. Each agreed phase ends on all ranks or on none.
-  std::unique_ptr<BaseModel> base;
-  std::shared_ptr<const Dataset> train_data, eval_data;
-  run_agreed(world, [&] {
-    check_world(config, world.size());
-    check_backend(config);
-    base = BaseModel::open(run.model().path());
-    check_tensor_degree(config, base->config());
-    train_data = open_dataset(config, run.data().train(), *base);
-    if (!run.data().eval().empty()) eval_data = open_dataset(config, run.data().eval(), *base);
-  });
-  for (const std::string& note : base->notes()) console.line("note: " + note);
-  const std::string base_digest = base->digest(world);
-  LoraPlan plan;
-  run_agreed(world, [&] {
-    plan = plan_lora(config, *base, base_digest);
-    if (first) open_run_folder(config, options.resume);
-  });
-
-  const int threads = choose_threads(run.compute().threads(), ranks.host_ranks);
-  Stream stream(threads);
-  std::vector<CollectiveCall> world_trace, tensor_trace;
-  Mesh mesh = make_mesh(world, int(run.parallel().tensor()));
-  Factors factors(stream, base->config(), plan.modules, plan.config, mesh.tp_rank, mesh.tp_size,
-                  step_tail_floats(world.size()));
-  TrainingCounters counters;
-  counters.seed = run.train().seed();
-  counters.base_digest = base_digest;
-  if (first) counters.data_digest = train_data->digest();
-  counters.config_digest = settings_digest(run);
-  ResumedRun resumed;
-  run_agreed(world, [&] {
-    if (first && options.resume) resumed = load_run(run_dir, base->config(), factors, counters, config);
-  });
-  for (const std::string& note : resumed.notes) console.line("note: " + note);
-  if (!resumed.found && plan.start) factors.load(*plan.start);
-  if (!resumed.found && !plan.start) factors.initialize(run.train().seed());
-  if (options.resume) share_run(resumed, factors, counters, world);
-
-  ModelWeights weights;
-  std::optional<Model> model;
-  run_agreed(world, [&] {
-    weights = load_weights(*base, mesh.tp_rank, mesh.tp_size, &factors);
-    model.emplace(stream, base->config(), weights, &factors, *mesh.tensor,
-                  model_options(run, ranks.host_ranks));
-  });
-  console.line(describe(*base, factors, *model, mesh, threads));
-  std::optional<MetricsFile> metrics;
-  run_agreed(world, [&] {
-    if (first) metrics.emplace(run_dir, counters.step);
-  });
-  if (resumed.found) console.line(fmt::format("resumed at step {}", counters.step));
-
-  const BatchStream batches(train_data, run.train().seed(), run.data().shuffle(),
-                            run.train().global_batch_size(), run.train().micro_batch_size(),
-                            mesh.dp_rank, mesh.dp_size);
-  const OptimizerSettings optimizer = optimizer_settings(run);
-  const int64_t steps = run.train().steps();
-  if (run.output().trace_collectives()) {
-    world.set_trace(&world_trace);
-    mesh.tensor->set_trace(&tensor_trace);
-  }
-  const auto every = [](int64_t step, int64_t interval) {
-    return interval > 0 && step % interval == 0;
-  };
-  const auto save = [&] {
-    if (!first) return;
-    const auto notes = save_run(run_dir, factors, counters, run.checkpoint().keep_last());
-    for (const std::string& note : notes) console.line("note: " + note);
-    console.line(fmt::format("checkpoint step-{:06}", counters.step));
-  };
-
-  while (counters.step < steps) {
-    const auto start = std::chrono::steady_clock::now();
-    const int64_t step = counters.step;  // from 0
-    StepCounts mine;
-    std::fill_n(factors.gradients(), factors.size(), 0.0f);
-    for (int64_t m = 0; m < batches.micro_batches(); ++m) {
-      const MicroBatch batch = batches.micro_batch(step, m);
-      const double loss = model->forward_backward(batch);
-      if (mesh.tp_rank != 0) continue;  // counted once in a tensor-parallel group
-      mine.loss_sum += loss;
-      mine.counted += batch.counted;
-      mine.tokens += int64_t(batch.ids.size());
-    }
-    const int signal = options.stop_signal();
-    mine.interrupted = signal == SIGINT;
-    mine.terminated = signal == SIGTERM;
-    mine.rss_mib = peak_rss_mib();
-    const StepCounts sum = reduce_step(stream, factors, world, mine);
-    const double norm = gradient_norm(stream, factors, std::max<int64_t>(sum.counted, 1));
-    check_step(sum, norm, step + 1, run.data().train());
-    const double rate = run.optimizer().learning_rate() *
-                        schedule_factor(schedule_kind(run), step, run.schedule().warmup_steps(),
-                                        steps);
-    apply_step(stream, factors, optimizer, rate, step + 1, sum.counted, norm);
-    counters.step = step + 1;
-    counters.sequences_consumed = counters.step * run.train().global_batch_size();
-    counters.tokens += sum.counted;
-
-    StepMetrics line;
-    line.step = counters.step;
-    line.loss = sum.loss_sum / double(sum.counted);
-    line.learning_rate = rate;
-    line.grad_norm = norm;
-    line.tokens = sum.tokens;
-    line.counted = sum.counted;
-    line.step_time_s = seconds_since(start);
-    line.tokens_per_s = double(sum.tokens) / line.step_time_s;
-    line.peak_rss_mib = sum.rss_mib;
-    const bool stopping = sum.interrupted || sum.terminated;
-    const bool last = counters.step == steps;
-    if (eval_data && !stopping && (last || every(counters.step, run.train().eval_every()))) {
-      line.eval_loss = evaluate_loss(*model, eval_data, run.data().eval(),
-                                     run.train().micro_batch_size(), mesh, stream)
-                           .mean();
-    }
-    if (metrics) metrics->append(line);
-    if (last || stopping || line.eval_loss || counters.step % run.train().log_every() == 0) {
-      console.line(format_step(line, steps));
-    }
-    console.progress(counters.step, steps, fmt::format("loss {:.4f}", line.loss));
-    if (every(counters.step, run.train().replica_check_every())) check_replicas(factors, world);
-    if (last || stopping || every(counters.step, run.checkpoint().every())) save();
-    if (stopping && !last) {
-      world.barrier("stop");
-      if (first && run.output().trace_collectives()) write_trace(run_dir, world_trace, tensor_trace);
-      console.line(fmt::format("stopped by {} after step {}; continue with --resume",
-                               sum.terminated ? "SIGTERM" : "SIGINT", counters.step));
-      return sum.terminated ? 128 + SIGTERM : 128 + SIGINT;
-    }
-  }
-  run_agreed(world, [&] {
-    if (!first) return;
-    save_final_adapter(run_dir, factors);
-    if (run.output().trace_collectives()) write_trace(run_dir, world_trace, tensor_trace);
-  });
-  if (train_data->truncated_count() > 0) {
-    console.line(fmt::format("note: this rank cut {} sequence(s) to data.seq_len {}",
-                             train_data->truncated_count(), run.data().seq_len()));
-  }
-  console.line("adapter written to " + (run_dir / "adapter").string());
-  return 0;
+  return Trainer(config, ranks, options).run();
 }
 
 }  // namespace lorashard

@@ -15,7 +15,8 @@ struct TrainOptions {
 };
 
 // Trains as `config` says; every rank calls it. Returns the exit status: 0, or 130 or 143 when a
-// signal ended the run after a checkpoint. Errors that every rank meets alike have on_all_ranks set.
+// signal ended the run after a checkpoint. Errors that every rank meets alike have on_all_ranks
+// set.
 int train(const Config& config, const Ranks& ranks, const TrainOptions& options);
 
 // Loss and perplexity on data.eval, of the base or with an adapter (empty: none), printed by one

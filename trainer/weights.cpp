@@ -23,8 +23,7 @@ ModelWeights load_weights(const BaseModel& base, int tp_rank, int tp_size, const
   ModelWeights w;
   std::map<std::string, ConstMatrix> loaded;
   for (const TensorSpec& spec : model_tensors(config)) {
-    const TensorPart part =
-        tensor_part(config, spec.split, spec.rows, spec.cols, tp_rank, tp_size);
+    const TensorPart part = tensor_part(config, spec.split, spec.rows, spec.cols, tp_rank, tp_size);
     WeightSlice slice = base.slice(spec.name, part);
     loaded[spec.name] = slice.matrix;
     w.owners.push_back(std::move(slice.owner));

@@ -9,7 +9,8 @@
 
 namespace lorashard {
 
-// One frozen linear layer, this rank's part: weight(N,K), bias(1,N) or empty, and its factors or null.
+// One frozen linear layer, this rank's part: weight(N,K), bias(1,N) or empty, and its factors or
+// null.
 struct Linear {
   ConstMatrix weight, bias;
   const LoraModule* lora = nullptr;

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <thread>
 
 #include "kernels/cpu/attention_task.h"
 #include "tests/kernels/reference.h"

@@ -1,5 +1,7 @@
 #include "kernels/matmul.h"
 
+#include <thread>
+
 #include "kernels/matmul_paths.h"
 #include "tests/kernels/reference.h"
 
@@ -91,6 +93,21 @@ TEST(Matmul, SameBitsWhenRepeated) {
   matmul_nt(stream, y, x, w);
   matmul_nt(stream, again, x, w);
   EXPECT_EQ(y, again);
+}
+
+// Ranks run as threads in tests, each with a Stream of its own.
+TEST(Matmul, StreamsInSeveralThreads) {
+  HostMatrix x(130, 64, F), w(70, 64, B);
+  x.randomize(1), w.randomize(2);
+  std::vector<HostMatrix> y(4, HostMatrix(130, 70, F));
+  std::vector<std::thread> ranks;
+  for (HostMatrix& mine : y)
+    ranks.emplace_back([&] {
+      Stream stream(2);
+      for (int i = 0; i < 20; ++i) matmul_nt(stream, mine, x, w);
+    });
+  for (std::thread& t : ranks) t.join();
+  for (const HostMatrix& other : y) EXPECT_EQ(y[0], other);
 }
 
 }  // namespace
