@@ -264,9 +264,10 @@ std::vector<int64_t> parse_windows(Settings& s, const Family& family, const Mode
   }
   if (family.window == Window::All && !types.is_null())
     std::fill(windows.begin(), windows.end(), window);
-  for (int64_t& w : windows) {
-    if (w >= c.max_position_embeddings) w = 0;  // never reached
-    if (w != 0)
+  for (const int64_t w : windows) {
+    // One that is as long as the longest sequence the model was made for is applied all the same,
+    // in case a run goes beyond that.
+    if (w != 0 && w < c.max_position_embeddings)
       s.fail("sliding_window",
              std::to_string(w) + (s.has("sliding_window") ? "" : " (the default of this family)") +
                  " is not supported; it must be null (attention over the whole sequence)");
