@@ -102,7 +102,7 @@ train() { mpirun -n 2 "$program" train "$config" --set output.dir="$run" "$@" </
 heading "1. Debian packages"
 if [ $install = yes ]; then bash launch/install_packages.sh | sed 's/^/   /'; else say "skipped"; fi
 
-heading "2. Build (about two minutes on two cores)"
+heading "2. Build (some three minutes on two cores)"
 log=$logs/build.log
 {
   cmake --preset cpu -B "$build" -DLORASHARD_TESTS=OFF
