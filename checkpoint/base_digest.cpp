@@ -127,13 +127,15 @@ std::vector<Digest> hash_tensors(const BaseStorage& storage,
     const Chunk& c = chunks[static_cast<size_t>(first + k)];
     const BasePiece& p = storage.pieces.at(tensors[c.tensor].name).front();
     const SafetensorsFile& file = storage.files[p.file];
+    const uint64_t first = p.info.offset + static_cast<uint64_t>(c.begin);
+    const uint64_t last = p.info.offset + static_cast<uint64_t>(c.end);
+    file.file().populate(first, last);
     Sha256 hash;
     Result& r = mine[static_cast<size_t>(k)];
     r.bad = hash_and_scan(hash, file.data(p.info) + c.begin, c.end - c.begin, p.info.dtype);
     if (r.bad >= 0) r.bad += c.begin / size_of(p.info.dtype);
     r.digest = hash.finish();
-    file.file().release(p.info.offset + static_cast<uint64_t>(c.begin),
-                        p.info.offset + static_cast<uint64_t>(c.end));
+    file.file().release(first, last);
   });
   world.all_gather(mine.data(), all.data(), share * static_cast<int64_t>(sizeof(Result)),
                    "chunk_digests");
@@ -205,6 +207,7 @@ void verify_shard_files(const std::string& path, const BaseStorage& storage, Com
       Sha256 hash;
       for (uint64_t at = 0; at < file.size(); at += kChunk) {
         const uint64_t end = std::min<uint64_t>(file.size(), at + kChunk);
+        file.populate(at, end);
         hash.update(file.data() + at, end - at);
         file.release(at, end);
       }

@@ -47,12 +47,14 @@ void copy_part(const SafetensorsFile& file, const BasePiece& piece, const Tensor
   target += (part.col_begin - wanted.col_begin) * element;
   for (int64_t begin = part.row_begin; begin < part.row_end; begin += step) {
     const int64_t end = std::min(part.row_end, begin + step);
+    const uint64_t first =
+        piece.info.offset + static_cast<uint64_t>((begin - piece.part.row_begin) * source_ld);
+    const uint64_t last = first + static_cast<uint64_t>((end - begin) * source_ld);
+    file.file().populate(first, last);
     for (int64_t row = begin; row < end; ++row)
       std::memcpy(target + (row - wanted.row_begin) * target_ld,
                   source + (row - piece.part.row_begin) * source_ld, width);
-    const uint64_t offset = piece.info.offset;
-    file.file().release(offset + static_cast<uint64_t>((begin - piece.part.row_begin) * source_ld),
-                        offset + static_cast<uint64_t>((end - piece.part.row_begin) * source_ld));
+    file.file().release(first, last);
   }
 }
 

@@ -10,8 +10,9 @@ namespace lorashard {
 std::vector<std::string> inspect(const std::string& path, Communicator& world) {
   std::error_code ignored;
   if (!fs::exists(path, ignored)) {
-    fail_input(path, "does not exist; give the folder of a model, base shard set, adapter, "
-                     "checkpoint or run");
+    fail_input(path,
+               "does not exist; give the folder of a model, base shard set, adapter, "
+               "checkpoint or run");
   }
   if (is_checkpoint(path)) return inspect_checkpoint(path);
   if (fs::exists(fs::path(path) / "adapter_config.json", ignored)) return inspect_adapter(path);
@@ -23,8 +24,9 @@ std::vector<std::string> inspect(const std::string& path, Communicator& world) {
     while (!name.empty() && name.back() == '\n') name.pop_back();
     return inspect_checkpoint(fs::path(path) / "checkpoints" / name);
   }
-  fail_input(path, "is no model (config.json), base shard set (manifest.textproto), adapter "
-                   "(adapter_config.json), checkpoint or run");
+  fail_input(path,
+             "is no model (config.json), base shard set (manifest.textproto), adapter "
+             "(adapter_config.json), checkpoint or run");
 }
 
 }  // namespace lorashard

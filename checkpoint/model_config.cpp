@@ -1,15 +1,12 @@
 #include "checkpoint/model_config.h"
 
 #include <algorithm>
-#include <array>
-#include <climits>
 #include <cmath>
-#include <optional>
 #include <set>
 
+#include "checkpoint/config_settings.h"
 #include "checkpoint/json_strict.h"
 #include "configs/error.h"
-#include "parallel/shard.h"
 
 namespace lorashard {
 namespace {
@@ -112,81 +109,6 @@ constexpr Family kFamilies[] = {
      .default_eos = -1},
 };
 
-// Keys that change neither the forward pass nor its gradient: provenance, generation settings
-// (transformers moves them to generation_config.json), output switches, code for other programs.
-const std::set<std::string>& harmless_keys() {
-  static const std::set<std::string> keys{
-      "_attn_implementation",
-      "_attn_implementation_autoset",
-      "_commit_hash",
-      "_flash_attn_2_enabled",
-      "_name_or_path",
-      "attn_implementation",
-      "auto_map",
-      "bad_words_ids",
-      "begin_suppress_tokens",
-      "chunk_size_feed_forward",
-      "custom_pipelines",
-      "decoder_start_token_id",
-      "diversity_penalty",
-      "do_sample",
-      "early_stopping",
-      "encoder_no_repeat_ngram_size",
-      "exponential_decay_length_penalty",
-      "finetuning_task",
-      "forced_bos_token_id",
-      "forced_eos_token_id",
-      "id2label",
-      "initializer_range",
-      "is_decoder",
-      "is_llama_config",
-      "label2id",
-      "length_penalty",
-      "max_length",
-      "max_new_tokens",
-      "max_sequence_length",
-      "max_window_layers",
-      "min_length",
-      "model_max_length",
-      "name_or_path",
-      "no_repeat_ngram_size",
-      "num_beam_groups",
-      "num_beams",
-      "num_labels",
-      "num_return_sequences",
-      "output_attentions",
-      "output_hidden_states",
-      "output_scores",
-      "pad_token_id",
-      "prefix",
-      "problem_type",
-      "remove_invalid_values",
-      "repetition_penalty",
-      "return_dict",
-      "return_dict_in_generate",
-      "sep_token_id",
-      "suppress_tokens",
-      "task_specific_params",
-      "temperature",
-      "tf_legacy_loss",
-      "tie_encoder_decoder",
-      "tokenizer_class",
-      "top_k",
-      "top_p",
-      "torchscript",
-      "transformers.js_config",
-      "transformers_version",
-      "typical_p",
-      "unk_token_id",
-      "unsloth_fixed",
-      "unsloth_version",
-      "use_bfloat16",
-      "use_cache",
-      "use_return_dict",
-  };
-  return keys;
-}
-
 // Keys whose value must be the neutral one, with what would be right when it is not.
 struct Neutral {
   const char* key;
@@ -208,81 +130,6 @@ constexpr Neutral kNeutralKeys[] = {
     {"attn_logit_softcapping", 0, "null (soft-capped attention is not supported)"},
     {"is_encoder_decoder", 0, "false (only decoders are supported)"},
     {"add_cross_attention", 0, "false (only decoders are supported)"},
-};
-
-// config.json with every key that was looked at remembered, so that the rest can be judged.
-class Settings {
- public:
-  Settings(const json& object, std::string source, std::string prefix = "")
-      : object_(object), source_(std::move(source)), prefix_(std::move(prefix)) {}
-
-  [[noreturn]] void fail(const std::string& key, const std::string& what) const {
-    fail_input(source_, prefix_ + printable(key) + ": " + what);
-  }
-  // The value, or null if the key is absent.
-  const json& get(const std::string& key) {
-    static const json null;
-    seen_.insert(key);
-    const auto it = object_.find(key);
-    return it == object_.end() ? null : *it;
-  }
-  bool has(const std::string& key) const { return object_.contains(key); }
-
-  // A size of at least 1; `absent` if the key is left out, `null` if it is null. Nothing: refused.
-  int64_t size(const std::string& key, std::optional<int64_t> absent = {},
-               std::optional<int64_t> null = {}) {
-    const json& v = get(key);
-    if (!has(key) && absent) return *absent;
-    if (!has(key)) fail(key, "is missing; it must be a positive integer");
-    if (v.is_null() && null) return *null;
-    constexpr int64_t kMost = INT32_MAX;
-    if (!v.is_number_integer() || v.get<double>() < 1 || v.get<double>() > kMost)
-      fail(key, "is " + v.dump() + "; it must be a positive integer below 2^31");
-    return v.get<int64_t>();
-  }
-  double number(const std::string& key, std::optional<double> absent = {}) {
-    const json& v = get(key);
-    if (v.is_null() && absent) return *absent;
-    if (v.is_null()) fail(key, "is missing; it must be a number");
-    if (!v.is_number()) fail(key, "is " + v.dump() + "; it must be a number");
-    return v.get<double>();
-  }
-  double positive(const std::string& key, std::optional<double> absent = {}) {
-    const double x = number(key, absent);
-    if (!(x > 0) || !std::isfinite(x))
-      fail(key, "is " + get(key).dump() + "; it must be a positive number");
-    return x;
-  }
-  bool flag(const std::string& key, bool absent) {
-    const json& v = get(key);
-    if (v.is_null()) return absent;
-    if (!v.is_boolean()) fail(key, "is " + v.dump() + "; it must be true or false");
-    return v.get<bool>();
-  }
-  std::string text(const std::string& key, const std::string& absent) {
-    const json& v = get(key);
-    if (v.is_null()) return absent;
-    if (!v.is_string()) fail(key, "is " + v.dump() + "; it must be a string");
-    return v.get<std::string>();
-  }
-  // Refuses every key that was not looked at, is not harmless and does not say "off".
-  void refuse_unknown(const std::set<std::string>& harmless) const {
-    for (const auto& [key, v] : object_.items()) {
-      if (seen_.count(key) || harmless.count(key)) continue;
-      const bool empty =
-          v.is_string() ? v.get_ref<const std::string&>().empty() : v.is_structured() && v.empty();
-      const bool off = empty || v.is_null() || v == json(false) || v == json(0) || v == json(1);
-      if (!off)
-        fail(key, "is not known, and its value " + printable(v.dump().substr(0, 80)) +
-                      " may change the model's mathematics; correct its name, or remove it if it "
-                      "does not matter");
-    }
-  }
-
- private:
-  const json& object_;
-  std::string source_, prefix_;
-  std::set<std::string> seen_;
 };
 
 const Family& find_family(Settings& s) {
@@ -417,9 +264,10 @@ std::vector<int64_t> parse_windows(Settings& s, const Family& family, const Mode
   }
   if (family.window == Window::All && !types.is_null())
     std::fill(windows.begin(), windows.end(), window);
-  for (int64_t& w : windows) {
-    if (w >= c.max_position_embeddings) w = 0;  // never reached
-    if (w != 0)
+  for (const int64_t w : windows) {
+    // One that is as long as the longest sequence the model was made for is applied all the same,
+    // in case a run goes beyond that.
+    if (w != 0 && w < c.max_position_embeddings)
       s.fail("sliding_window",
              std::to_string(w) + (s.has("sliding_window") ? "" : " (the default of this family)") +
                  " is not supported; it must be null (attention over the whole sequence)");
@@ -530,91 +378,6 @@ ModelConfig parse_model_config(const std::string& json_text, const std::string& 
     s.fail("head_dim", std::to_string(c.head_dim) + " is odd; rotary embedding needs an even one");
   s.refuse_unknown(harmless_keys());
   return c;
-}
-
-std::vector<TensorSpec> model_tensors(const ModelConfig& c) {
-  const int64_t h = c.hidden_size, q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim,
-                f = c.intermediate_size;
-  std::vector<TensorSpec> t;
-  const auto matrix = [&](const std::string& name, int64_t rows, int64_t cols, Split split) {
-    t.push_back({name + ".weight", rows, cols, false, split});
-  };
-  const auto vector = [&](const std::string& name, int64_t n, Split split) {
-    t.push_back({name, 1, n, true, split});
-  };
-  const auto linear = [&](const std::string& name, int64_t out, int64_t in, Split split, bool bias,
-                          Split bias_split) {
-    matrix(name, out, in, split);
-    if (bias) vector(name + ".bias", out, bias_split);
-  };
-  matrix("model.embed_tokens", c.vocab_size, h, Split::VocabRows);
-  for (int64_t i = 0; i < c.layers; ++i) {
-    const std::string layer = "model.layers." + std::to_string(i) + ".";
-    const std::string attn = layer + "self_attn.", mlp = layer + "mlp.";
-    vector(layer + "input_layernorm.weight", h, Split::None);
-    linear(attn + "q_proj", q, h, Split::QueryRows, c.qkv_bias, Split::QueryRows);
-    linear(attn + "k_proj", kv, h, Split::KvRows, c.qkv_bias, Split::KvRows);
-    linear(attn + "v_proj", kv, h, Split::KvRows, c.qkv_bias, Split::KvRows);
-    if (c.qk_norm) {
-      vector(attn + "q_norm.weight", c.head_dim, Split::None);
-      vector(attn + "k_norm.weight", c.head_dim, Split::None);
-    }
-    linear(attn + "o_proj", h, q, Split::QueryCols, c.o_bias, Split::None);
-    vector(layer + "post_attention_layernorm.weight", h, Split::None);
-    linear(mlp + "gate_proj", f, h, Split::RowFeatures, c.mlp_bias, Split::RowFeatures);
-    linear(mlp + "up_proj", f, h, Split::RowFeatures, c.mlp_bias, Split::RowFeatures);
-    linear(mlp + "down_proj", h, f, Split::ColFeatures, c.mlp_bias, Split::None);
-  }
-  vector("model.norm.weight", h, Split::None);
-  if (!c.tied_embeddings) matrix("lm_head", c.vocab_size, h, Split::VocabRows);
-  return t;
-}
-
-std::vector<LinearModule> linear_modules(const ModelConfig& c) {
-  const int64_t h = c.hidden_size, q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim,
-                f = c.intermediate_size;
-  std::vector<LinearModule> modules;
-  for (int i = 0; i < static_cast<int>(c.layers); ++i) {
-    const std::string layer = "model.layers." + std::to_string(i) + ".";
-    const auto add = [&](const char* name, int64_t out, int64_t in, Split split) {
-      modules.push_back({layer + name, i, out, in, split});
-    };
-    add("self_attn.q_proj", q, h, Split::QueryRows);
-    add("self_attn.k_proj", kv, h, Split::KvRows);
-    add("self_attn.v_proj", kv, h, Split::KvRows);
-    add("self_attn.o_proj", h, q, Split::QueryCols);
-    add("mlp.gate_proj", f, h, Split::RowFeatures);
-    add("mlp.up_proj", f, h, Split::RowFeatures);
-    add("mlp.down_proj", h, f, Split::ColFeatures);
-  }
-  return modules;
-}
-
-TensorPart tensor_part(const ModelConfig& c, Split split, int64_t rows, int64_t cols, int rank,
-                       int ranks) {
-  const HeadSplit heads = split_heads(c.heads, c.kv_heads, rank, ranks);
-  // A vector (1, n) is cut along its entries whatever its split is called.
-  const bool by_columns = rows == 1 || split == Split::QueryCols || split == Split::ColFeatures;
-  const int64_t n = by_columns ? cols : rows;
-  Range r{0, n};
-  switch (split) {
-    case Split::None:
-      break;
-    case Split::QueryRows:
-    case Split::QueryCols:
-      r = {heads.query.begin * c.head_dim, heads.query.end * c.head_dim};
-      break;
-    case Split::KvRows:
-      r = {heads.kv.begin * c.head_dim, heads.kv.end * c.head_dim};
-      break;
-    case Split::RowFeatures:
-    case Split::VocabRows:
-    case Split::ColFeatures:
-      r = split_features(n, rank, ranks);
-      break;
-  }
-  if (by_columns) return {0, rows, r.begin, r.end};
-  return {r.begin, r.end, 0, cols};
 }
 
 }  // namespace lorashard

@@ -4,11 +4,13 @@
 
 #include "kernels/cpu/table.h"
 #include "kernels/parallel_for.h"
+#include "kernels/profile.h"
 
 namespace lorashard {
 
 void gated_activation_forward(Stream& stream, Matrix y, ConstMatrix gate, ConstMatrix up,
                               Activation f) {
+  const ProfileSpan span("kernel", "gated_activation_forward");
   const CpuKernels& cpu = cpu_kernels();
   assert(y.dtype == gate.dtype && (!up || up.dtype == gate.dtype));
   parallel_for(stream, y.rows, 4096 / std::max<int64_t>(y.cols, 1) + 1,
@@ -21,6 +23,7 @@ void gated_activation_forward(Stream& stream, Matrix y, ConstMatrix gate, ConstM
 
 void gated_activation_backward(Stream& stream, Matrix d_gate, Matrix d_up, ConstMatrix dy,
                                ConstMatrix gate, ConstMatrix up, Activation f) {
+  const ProfileSpan span("kernel", "gated_activation_backward");
   const CpuKernels& cpu = cpu_kernels();
   assert(d_gate.dtype == gate.dtype && dy.dtype == gate.dtype && (!up || up.dtype == gate.dtype));
   parallel_for(stream, dy.rows, 4096 / std::max<int64_t>(dy.cols, 1) + 1,

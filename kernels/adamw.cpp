@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/table.h"
 #include "kernels/parallel_for.h"
+#include "kernels/profile.h"
 
 namespace lorashard {
 namespace {
@@ -14,6 +15,7 @@ constexpr int64_t kChunk = 1 << 14;  // elements; a unit of work and of summatio
 
 void adamw(Stream& stream, float* p, float* m, float* v, const float* g, int64_t n,
            const AdamWStep& step) {
+  const ProfileSpan span("kernel", "adamw");
   const CpuKernels& cpu = cpu_kernels();
   parallel_for(stream, (n + kChunk - 1) / kChunk, 1, [&](int64_t begin, int64_t end) {
     const int64_t i = begin * kChunk, count = std::min(n, end * kChunk) - i;
@@ -22,6 +24,7 @@ void adamw(Stream& stream, float* p, float* m, float* v, const float* g, int64_t
 }
 
 double sum_of_squares(Stream& stream, const float* x, int64_t n) {
+  const ProfileSpan span("kernel", "sum_of_squares");
   const CpuKernels& cpu = cpu_kernels();
   const int64_t chunks = (n + kChunk - 1) / kChunk;
   std::vector<double> sums(static_cast<size_t>(chunks));

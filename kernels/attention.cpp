@@ -6,6 +6,7 @@
 #include "kernels/cpu/attention_task.h"
 #include "kernels/cpu/table.h"
 #include "kernels/parallel_for.h"
+#include "kernels/profile.h"
 
 namespace lorashard {
 namespace {
@@ -93,6 +94,7 @@ void run(Stream& stream, const std::vector<AttentionTask>& tasks, bool backward)
 
 void attention_forward(Stream& stream, Matrix o, Matrix lse, ConstMatrix q, ConstMatrix k,
                        ConstMatrix v, const Sequences& sequences, const AttentionShape& shape) {
+  const ProfileSpan span("kernel", "attention_forward");
   // Rows are independent: a task is one block of rows, the last and longest first.
   std::vector<AttentionTask> tasks;
   const Tensors tensors{.q = q,
@@ -120,6 +122,7 @@ void attention_forward(Stream& stream, Matrix o, Matrix lse, ConstMatrix q, Cons
 void attention_backward(Stream& stream, Matrix dq, Matrix dk, Matrix dv, ConstMatrix d_o,
                         ConstMatrix q, ConstMatrix k, ConstMatrix v, ConstMatrix o, ConstMatrix lse,
                         const Sequences& sequences, const AttentionShape& shape) {
+  const ProfileSpan span("kernel", "attention_backward");
   const Tensors tensors{.q = q,
                         .k = k,
                         .v = v,

@@ -3,11 +3,13 @@
 #include "kernels/cpu/table.h"
 #include "kernels/float_types.h"
 #include "kernels/parallel_for.h"
+#include "kernels/profile.h"
 
 namespace lorashard {
 
 void cross_entropy_stats(Stream& stream, Matrix stats, ConstMatrix logits, const int32_t* labels,
                          int64_t first) {
+  const ProfileSpan span("kernel", "cross_entropy_stats");
   const CpuKernels& cpu = cpu_kernels();
   parallel_for(stream, logits.rows, 4096 / std::max<int64_t>(logits.cols, 1) + 1,
                [&](int64_t begin, int64_t end) {
@@ -23,6 +25,7 @@ void cross_entropy_stats(Stream& stream, Matrix stats, ConstMatrix logits, const
 
 void cross_entropy_gradient(Stream& stream, Matrix logits, const float* lse, const int32_t* labels,
                             int64_t first, float factor) {
+  const ProfileSpan span("kernel", "cross_entropy_gradient");
   const CpuKernels& cpu = cpu_kernels();
   parallel_for(stream, logits.rows, 4096 / std::max<int64_t>(logits.cols, 1) + 1,
                [&](int64_t begin, int64_t end) {

@@ -4,11 +4,13 @@
 
 #include "kernels/cpu/table.h"
 #include "kernels/parallel_for.h"
+#include "kernels/profile.h"
 
 namespace lorashard {
 
 void dropout(Stream& stream, Matrix y, ConstMatrix x, uint64_t seed, uint32_t site,
              const uint64_t* row_keys, int64_t first_col, float p, bool accumulate) {
+  const ProfileSpan span("kernel", "dropout");
   const CpuKernels& cpu = cpu_kernels();
   // uniform01(word) >= p in integers: uniform01 is (word >> 8) / 2^24.
   const uint32_t threshold = uint32_t(std::ceil(double(p) * 0x1p24));

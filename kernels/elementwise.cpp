@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/table.h"
 #include "kernels/parallel_for.h"
+#include "kernels/profile.h"
 
 namespace lorashard {
 namespace {
@@ -14,6 +15,7 @@ int64_t rows_worth_a_thread(int64_t cols) { return 16384 / std::max<int64_t>(col
 }  // namespace
 
 void convert(Stream& stream, Matrix y, ConstMatrix x) {
+  const ProfileSpan span("kernel", "convert");
   const CpuKernels& cpu = cpu_kernels();
   assert(y.rows == x.rows && y.cols == x.cols);
   parallel_for(stream, y.rows, rows_worth_a_thread(y.cols), [&](int64_t begin, int64_t end) {
@@ -23,12 +25,14 @@ void convert(Stream& stream, Matrix y, ConstMatrix x) {
 }
 
 void fill_zero(Stream& stream, Matrix y) {
+  const ProfileSpan span("kernel", "fill_zero");
   parallel_for(stream, y.rows, rows_worth_a_thread(y.cols), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) std::fill_n(y.at(t, 0), y.cols * size_of(y.dtype), 0);
   });
 }
 
 void add(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b) {
+  const ProfileSpan span("kernel", "add");
   const CpuKernels& cpu = cpu_kernels();
   parallel_for(stream, y.rows, rows_worth_a_thread(y.cols), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
@@ -37,6 +41,7 @@ void add(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b) {
 }
 
 void add_bias(Stream& stream, Matrix y, ConstMatrix bias) {
+  const ProfileSpan span("kernel", "add_bias");
   const CpuKernels& cpu = cpu_kernels();
   parallel_for(stream, y.rows, rows_worth_a_thread(y.cols), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
@@ -45,6 +50,7 @@ void add_bias(Stream& stream, Matrix y, ConstMatrix bias) {
 }
 
 void scale(Stream& stream, Matrix y, float factor) {
+  const ProfileSpan span("kernel", "scale");
   const CpuKernels& cpu = cpu_kernels();
   parallel_for(stream, y.rows, rows_worth_a_thread(y.cols), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)

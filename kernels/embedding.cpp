@@ -2,11 +2,13 @@
 
 #include "kernels/cpu/table.h"
 #include "kernels/parallel_for.h"
+#include "kernels/profile.h"
 
 namespace lorashard {
 
 void embedding_forward(Stream& stream, Matrix y, const int32_t* ids, ConstMatrix table,
                        int64_t first_row, float factor) {
+  const ProfileSpan span("kernel", "embedding_forward");
   const CpuKernels& cpu = cpu_kernels();
   parallel_for(stream, y.rows, 16384 / std::max<int64_t>(y.cols, 1) + 1,
                [&](int64_t begin, int64_t end) {

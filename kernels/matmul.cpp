@@ -11,6 +11,7 @@
 #include "kernels/cpu/table.h"
 #include "kernels/matmul_paths.h"
 #include "kernels/parallel_for.h"
+#include "kernels/profile.h"
 
 namespace lorashard {
 namespace {
@@ -178,6 +179,8 @@ void product_rows(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float 
 }
 
 // y = beta y: what is left of a product over nothing.
+double flops(Matrix y, int64_t k) { return 2.0 * double(y.rows) * double(y.cols) * double(k); }
+
 void scale_only(Stream& stream, Matrix y, float beta) {
   const CpuKernels& cpu = cpu_kernels();
   parallel_for(stream, y.rows, 1024, [&](int64_t begin, int64_t end) {
@@ -232,12 +235,15 @@ void matmul_tn(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b, float alp
 }
 
 void matmul_nt(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta) {
+  const ProfileSpan span("kernel", "matmul_nt", flops(y, x.cols));
   matmul_nt(stream, y, x, w, alpha, beta, ProductPath::AUTO);
 }
 void matmul_nn(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta) {
+  const ProfileSpan span("kernel", "matmul_nn", flops(y, x.cols));
   matmul_nn(stream, y, x, w, alpha, beta, ProductPath::AUTO);
 }
 void matmul_tn(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b, float alpha, float beta) {
+  const ProfileSpan span("kernel", "matmul_tn", flops(y, a.rows));
   matmul_tn(stream, y, a, b, alpha, beta, ProductPath::AUTO);
 }
 

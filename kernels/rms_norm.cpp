@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/table.h"
 #include "kernels/parallel_for.h"
+#include "kernels/profile.h"
 
 namespace lorashard {
 namespace {
@@ -21,6 +22,7 @@ const float* full_gain(Stream& stream, ConstMatrix gain, float offset) {
 
 void rms_norm_forward(Stream& stream, Matrix y, Matrix rstd, ConstMatrix x, ConstMatrix gain,
                       float eps, float gain_offset) {
+  const ProfileSpan span("kernel", "rms_norm_forward");
   const CpuKernels& cpu = cpu_kernels();
   const int64_t d = gain.cols, groups = d ? x.cols / d : 0;
   assert(groups * d == x.cols && y.rows == x.rows && y.cols == x.cols);
@@ -36,6 +38,7 @@ void rms_norm_forward(Stream& stream, Matrix y, Matrix rstd, ConstMatrix x, Cons
 
 void rms_norm_backward(Stream& stream, Matrix dx, ConstMatrix dy, ConstMatrix x, ConstMatrix rstd,
                        ConstMatrix gain, float gain_offset, bool accumulate) {
+  const ProfileSpan span("kernel", "rms_norm_backward");
   const CpuKernels& cpu = cpu_kernels();
   const int64_t d = gain.cols, groups = d ? x.cols / d : 0;
   assert(groups * d == x.cols && dx.rows == x.rows && dy.rows == x.rows);

@@ -4,11 +4,13 @@
 
 #include "kernels/cpu/table.h"
 #include "kernels/parallel_for.h"
+#include "kernels/profile.h"
 
 namespace lorashard {
 
 void rope(Stream& stream, Matrix x, int64_t heads, const int32_t* positions, ConstMatrix cos_sin,
           bool inverse) {
+  const ProfileSpan span("kernel", "rope");
   if (heads == 0) return;
   const CpuKernels& cpu = cpu_kernels();
   const int64_t d = x.cols / heads, r = cos_sin.cols / 2;

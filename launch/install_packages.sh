@@ -14,13 +14,13 @@ TEXT
 }
 
 packages=(g++ cmake ninja-build pkg-config
-  protobuf-compiler libprotobuf-dev libdnnl-dev libcli11-dev nlohmann-json3-dev libspdlog-dev
+  protobuf-compiler libprotobuf-dev libdnnl-dev libcli11-dev nlohmann-json3-dev libfmt-dev
   libpcre2-dev libicu-dev libssl-dev)
 mpi=(libopenmpi-dev openmpi-bin)
 print=no
 for option in "$@"; do
   case $option in
-    --tests) packages+=(libgtest-dev libgmock-dev clang-format) ;;
+    --tests) packages+=(libgtest-dev libgmock-dev clang-format xz-utils) ;;
     --bench) packages+=(libbenchmark-dev) ;;
     --mpich) mpi=(libmpich-dev mpich) ;;
     --print) print=yes ;;

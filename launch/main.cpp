@@ -18,7 +18,7 @@ struct Arguments {
   std::string config;
   std::vector<std::string> overrides;
   bool resume = false;
-  std::string eval_adapter;
+  std::string profile, eval_adapter;
   ShardOptions shard;
   ExportCommandOptions exports;
   GenerateOptions generate;
@@ -43,6 +43,9 @@ void declare(CLI::App& app, Arguments& a) {
   run_config(train);
   train->add_flag("--resume", a.resume,
                   "continue the run in output.dir from its newest checkpoint");
+
+  train->add_option("--profile", a.profile,
+                    "write what each rank did when to this file (Chrome trace format)");
 
   CLI::App* eval = app.add_subcommand("eval", "Loss and perplexity on data.eval");
   run_config(eval);
@@ -120,7 +123,8 @@ int run(CLI::App& app, Arguments& a, int argc, char** argv) {
         config = load_config(a.config, a.overrides, training ? ConfigUse::Train : ConfigUse::Eval);
       });
       if (!training) return evaluate(config, a.eval_adapter, ranks);
-      return train(config, ranks, {.resume = a.resume, .stop_signal = stop_signal});
+      return train(config, ranks,
+                   {.resume = a.resume, .profile = a.profile, .stop_signal = stop_signal});
     });
   }
   if (app.got_subcommand("shard")) {

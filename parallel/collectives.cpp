@@ -3,6 +3,8 @@
 #include <cassert>
 #include <cstring>
 
+#include "kernels/profile.h"
+
 namespace lorashard {
 
 void Communicator::record(const char* operation, const char* label, int64_t bytes) {
@@ -11,12 +13,15 @@ void Communicator::record(const char* operation, const char* label, int64_t byte
 
 void Communicator::all_reduce_sum(Stream& stream, Matrix x, const char* label) {
   assert(x.ld == x.cols || x.rows <= 1);
-  record("all_reduce", label, x.rows * x.cols * size_of(x.dtype));
+  const int64_t bytes = x.rows * x.cols * size_of(x.dtype);
+  record("all_reduce", label, bytes);
+  const ProfileSpan span("collective", label, double(bytes));
   if (size_ > 1 && x.rows * x.cols > 0) do_all_reduce_sum(stream, x);
 }
 
 void Communicator::all_gather(const void* send, void* receive, int64_t bytes, const char* label) {
   record("all_gather", label, bytes);
+  const ProfileSpan span("collective", label, double(bytes));
   if (size_ > 1) {
     do_all_gather(send, receive, bytes);
   } else if (bytes > 0) {
@@ -26,11 +31,13 @@ void Communicator::all_gather(const void* send, void* receive, int64_t bytes, co
 
 void Communicator::broadcast(void* data, int64_t bytes, int root, const char* label) {
   record("broadcast", label, bytes);
+  const ProfileSpan span("collective", label, double(bytes));
   if (size_ > 1 && bytes > 0) do_broadcast(data, bytes, root);
 }
 
 void Communicator::barrier(const char* label) {
   record("barrier", label, 0);
+  const ProfileSpan span("collective", label);
   if (size_ > 1) do_barrier();
 }
 

@@ -30,8 +30,8 @@ class Communicator {
   int rank() const { return rank_; }
   int size() const { return size_; }
 
-  // x = sum over the ranks, in place. x: contiguous, F32, BF16 (each partial sum rounded), F64,
-  // I64.
+  // x = sum over the ranks, in place. x: contiguous, F32, BF16 (fp32 sums, rounded once; by MPI's
+  // messages each partial sum is rounded), F64, I64.
   void all_reduce_sum(Stream& stream, Matrix x, const char* label);
   // Host memory: receive = the ranks' `bytes` bytes, one after the other in rank order.
   void all_gather(const void* send, void* receive, int64_t bytes, const char* label);

@@ -5,23 +5,15 @@
 #include <cstdlib>
 #include <exception>
 #include <limits>
-#include <string>
+#include <stdexcept>
 
 #include "configs/error.h"
 #include "kernels/float_types.h"
+#include "parallel/mpi_check.h"
+#include "parallel/mpi_shared.h"
 
 namespace lorashard {
 namespace {
-
-// Turns an MPI error code into an Error that names rank and call.
-void check(int code, const char* call) {
-  if (code == MPI_SUCCESS) return;
-  char text[MPI_MAX_ERROR_STRING];
-  int length = 0, rank = -1;
-  MPI_Error_string(code, text, &length);
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  fail_run("rank " + std::to_string(rank), std::string(call) + ": " + std::string(text, length));
-}
 
 // MPI has no bf16: sums of pairs in fp32, rounded.
 void sum_bf16(void* in, void* inout, int* length, MPI_Datatype*) {
@@ -35,7 +27,7 @@ void sum_bf16(void* in, void* inout, int* length, MPI_Datatype*) {
 MPI_Op bf16_sum_op() {
   static const MPI_Op op = [] {
     MPI_Op made;
-    check(MPI_Op_create(sum_bf16, /*commute=*/1, &made), "MPI_Op_create");
+    check_mpi(MPI_Op_create(sum_bf16, /*commute=*/1, &made), "MPI_Op_create");
     return made;
   }();
   return op;
@@ -46,20 +38,26 @@ constexpr int64_t kPiece = int64_t{1} << 28;
 
 class MpiCommunicator final : public Communicator {
  public:
-  // Owns `comm` unless it is MPI_COMM_WORLD.
-  explicit MpiCommunicator(MPI_Comm comm) : Communicator(rank_of(comm), size_of_comm(comm)) {
-    comm_ = comm;
-    check(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+  // Owns `comm` unless it is MPI_COMM_WORLD. Null `shared`: sums go by messages.
+  MpiCommunicator(MPI_Comm comm, std::shared_ptr<SharedSum> shared)
+      : Communicator(rank_of(comm), size_of_comm(comm)), comm_(comm), shared_(std::move(shared)) {
+    check_mpi(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
   }
   ~MpiCommunicator() override {
+    shared_.reset();
     if (comm_ != MPI_COMM_WORLD && std::uncaught_exceptions() == 0) MPI_Comm_free(&comm_);
   }
 
   std::unique_ptr<Communicator> split(int color) override {
     MPI_Comm part;
-    check(MPI_Comm_split(comm_, color, rank(), &part), "MPI_Comm_split");
-    return std::make_unique<MpiCommunicator>(part);
+    check_mpi(MPI_Comm_split(comm_, color, rank(), &part), "MPI_Comm_split");
+    // The same ranks in the same order sum in the same window: tensor and world at TP = N.
+    std::shared_ptr<SharedSum> shared = shared_;
+    if (shared && size_of_comm(part) != size()) shared = std::make_shared<SharedSum>();
+    return std::make_unique<MpiCommunicator>(part, std::move(shared));
   }
+
+  bool sums_in_shared_memory() const { return shared_ && shared_->is_open(); }
 
   [[noreturn]] void abort(int exit_status) override {
     MPI_Abort(MPI_COMM_WORLD, exit_status);
@@ -69,17 +67,18 @@ class MpiCommunicator final : public Communicator {
  private:
   static int rank_of(MPI_Comm comm) {
     int r;
-    check(MPI_Comm_rank(comm, &r), "MPI_Comm_rank");
+    check_mpi(MPI_Comm_rank(comm, &r), "MPI_Comm_rank");
     return r;
   }
   static int size_of_comm(MPI_Comm comm) {
     int n;
-    check(MPI_Comm_size(comm, &n), "MPI_Comm_size");
+    check_mpi(MPI_Comm_size(comm, &n), "MPI_Comm_size");
     return n;
   }
 
   void do_all_reduce_sum(Stream& stream, Matrix x) override {
     stream.synchronize();
+    if (shared_ && shared_->all_reduce(comm_, stream, x)) return;
     MPI_Datatype type = MPI_FLOAT;
     MPI_Op op = MPI_SUM;
     switch (x.dtype) {
@@ -101,25 +100,26 @@ class MpiCommunicator final : public Communicator {
     const int64_t n = x.rows * x.cols;
     for (int64_t i = 0; i < n; i += kPiece) {
       char* data = static_cast<char*>(x.data) + i * size_of(x.dtype);
-      check(MPI_Allreduce(MPI_IN_PLACE, data, int(std::min(kPiece, n - i)), type, op, comm_),
-            "MPI_Allreduce");
+      check_mpi(MPI_Allreduce(MPI_IN_PLACE, data, int(std::min(kPiece, n - i)), type, op, comm_),
+                "MPI_Allreduce");
     }
   }
   void do_all_gather(const void* send, void* receive, int64_t bytes) override {
     if (bytes > std::numeric_limits<int>::max()) throw std::logic_error("all_gather: too large");
-    check(MPI_Allgather(send, int(bytes), MPI_BYTE, receive, int(bytes), MPI_BYTE, comm_),
-          "MPI_Allgather");
+    check_mpi(MPI_Allgather(send, int(bytes), MPI_BYTE, receive, int(bytes), MPI_BYTE, comm_),
+              "MPI_Allgather");
   }
   void do_broadcast(void* data, int64_t bytes, int root) override {
     for (int64_t i = 0; i < bytes; i += kPiece) {
-      check(MPI_Bcast(static_cast<char*>(data) + i, int(std::min(kPiece, bytes - i)), MPI_BYTE,
-                      root, comm_),
-            "MPI_Bcast");
+      check_mpi(MPI_Bcast(static_cast<char*>(data) + i, int(std::min(kPiece, bytes - i)), MPI_BYTE,
+                          root, comm_),
+                "MPI_Bcast");
     }
   }
-  void do_barrier() override { check(MPI_Barrier(comm_), "MPI_Barrier"); }
+  void do_barrier() override { check_mpi(MPI_Barrier(comm_), "MPI_Barrier"); }
 
   MPI_Comm comm_;
+  std::shared_ptr<SharedSum> shared_;
 };
 
 }  // namespace
@@ -134,28 +134,38 @@ bool started_by_mpi_launcher() {
 
 MpiEnvironment::MpiEnvironment(int* argc, char*** argv) {
   int provided = 0;
-  check(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
+  check_mpi(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
   if (provided < MPI_THREAD_FUNNELED) {
     fail_run("MPI", "this MPI gives no thread support, MPI_THREAD_FUNNELED is needed");
   }
+  host_rank();  // collective the first time
 }
 
 MpiEnvironment::~MpiEnvironment() {
   if (std::uncaught_exceptions() == 0) MPI_Finalize();
 }
 
-std::unique_ptr<Communicator> make_world_communicator() {
-  return std::make_unique<MpiCommunicator>(MPI_COMM_WORLD);
+std::unique_ptr<Communicator> make_world_communicator(SumPath path) {
+  auto shared = path == SumPath::SharedMemory ? std::make_shared<SharedSum>() : nullptr;
+  return std::make_unique<MpiCommunicator>(MPI_COMM_WORLD, std::move(shared));
+}
+
+bool sums_in_shared_memory(const Communicator& communicator) {
+  const auto* mpi = dynamic_cast<const MpiCommunicator*>(&communicator);
+  return mpi && mpi->sums_in_shared_memory();
 }
 
 HostRank host_rank() {
-  MPI_Comm host;
-  check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host),
-        "MPI_Comm_split_type");
-  HostRank result;
-  MPI_Comm_rank(host, &result.rank);
-  MPI_Comm_size(host, &result.size);
-  MPI_Comm_free(&host);
+  static const HostRank result = [] {
+    MPI_Comm host;
+    check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host),
+              "MPI_Comm_split_type");
+    HostRank found;
+    MPI_Comm_rank(host, &found.rank);
+    MPI_Comm_size(host, &found.size);
+    MPI_Comm_free(&host);
+    return found;
+  }();
   return result;
 }
 

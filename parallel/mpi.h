@@ -20,8 +20,15 @@ class MpiEnvironment {
   MpiEnvironment& operator=(const MpiEnvironment&) = delete;
 };
 
-// All ranks of the job. REQUIRES: an MpiEnvironment.
-std::unique_ptr<Communicator> make_world_communicator();
+// How all_reduce_sum travels between ranks of one host. Ranks of several hosts always use messages.
+enum class SumPath { SharedMemory, Messages };
+
+// All ranks of the job. What is split from it takes the same path. REQUIRES: an MpiEnvironment; the
+// ranks make their calls in the same order over all communicators, not only within each.
+std::unique_ptr<Communicator> make_world_communicator(SumPath path = SumPath::SharedMemory);
+
+// The communicator's last sum went through shared memory.
+bool sums_in_shared_memory(const Communicator& communicator);
 
 // This rank's number among the ranks of its host, and their count.
 struct HostRank {

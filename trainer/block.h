@@ -16,9 +16,10 @@
 
 namespace lorashard {
 
-// Names of the layer's reductions in traces and errors.
+// Names of the layer's reductions in traces and profiles.
 struct BlockLabels {
   std::string attention_forward, mlp_forward, attention_backward, mlp_backward;
+  std::string forward, backward;  // the whole layer, in profiles
 };
 
 // What the layer's backward pass needs besides x_in and x_mid. T rows each.

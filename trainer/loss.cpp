@@ -6,6 +6,7 @@
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
 #include "kernels/matmul.h"
+#include "kernels/profile.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rows.h"
 
@@ -42,6 +43,7 @@ LossHead::LossHead(Stream& stream, const ModelConfig& config, const ModelWeights
 }
 
 double LossHead::forward_backward(ConstMatrix x, std::span<const int32_t> labels, Matrix dx) {
+  const ProfileSpan span("layer", "loss");
   rows_.clear();
   labels_.clear();
   for (size_t t = 0; t < labels.size(); ++t) {

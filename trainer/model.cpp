@@ -7,6 +7,7 @@
 
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
+#include "kernels/profile.h"
 #include "kernels/rows.h"
 
 namespace lorashard {
@@ -35,7 +36,8 @@ Model::Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, F
   for (int64_t l = 0; l < config.layers; ++l) {
     const std::string prefix = "layer." + std::to_string(l) + ".";
     labels_.push_back({prefix + "attention.forward", prefix + "mlp.forward",
-                       prefix + "attention.backward", prefix + "mlp.backward"});
+                       prefix + "attention.backward", prefix + "mlp.backward", prefix + "forward",
+                       prefix + "backward"});
   }
 }
 
@@ -122,6 +124,7 @@ void Model::run_layers(const Pass& pass, DecodeState* state) {
   for (int64_t l = 0; l < config_.layers; ++l) {
     const int64_t i = std::max<int64_t>(l - dims_.first_layer, 0);
     const BlockActivations acts = first_rows(activations_.blocks[size_t(i)], pass.tokens);
+    const ProfileSpan span("layer", labels_[size_t(l)].forward.c_str());
     // Layers below the first adapted one work in place.
     const size_t in = size_t(2 * i);
     const bool in_place = l < dims_.first_layer;
@@ -159,6 +162,7 @@ double Model::forward_backward(const MicroBatch& batch) {
     const BlockActivations acts = first_rows(activations_.blocks[i], tokens);
     const Matrix x_in = activations_.residual[2 * i].row_range(0, tokens);
     const Matrix x_mid = activations_.residual[2 * i + 1].row_range(0, tokens);
+    const ProfileSpan span("layer", labels_[size_t(l)].backward.c_str());
     if (!activations_.kept[i]) block_recompute(c, w, x_in, x_mid, acts);
     block_backward(c, w, labels_[size_t(l)], x_in, x_mid, dx, acts, l == dims_.first_layer);
   }

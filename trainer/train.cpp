@@ -12,6 +12,7 @@
 
 #include "checkpoint/training_state.h"
 #include "configs/error.h"
+#include "kernels/profile.h"
 #include "parallel/agree.h"
 #include "trainer/console.h"
 #include "trainer/evaluate.h"
@@ -88,6 +89,24 @@ void check_step(const StepCounts& sum, double norm, int64_t step, const std::str
   }
 }
 
+// Chrome's trace format (about:tracing, Perfetto): complete events, one process a rank.
+std::string chrome_trace_events(const std::vector<ProfileEvent>& events, int rank) {
+  std::string text = fmt::format(
+      R"({{"name":"process_name","ph":"M","pid":{},"args":{{"name":"rank {}"}}}})", rank, rank);
+  for (const ProfileEvent& e : events) {
+    text += fmt::format(
+        R"(,{}{{"name":"{}","cat":"{}","ph":"X","pid":{},"tid":0,"ts":{:.3f},"dur":{:.3f})", '\n',
+        e.name, e.category, rank, double(e.start_ns) * 1e-3, double(e.duration_ns) * 1e-3);
+    if (e.work > 0) {
+      const bool kernel = std::string_view(e.category) == "kernel";
+      text += fmt::format(R"(,"args":{{"{}":{:.0f},"G per s":{:.1f}}})", kernel ? "flops" : "bytes",
+                          e.work, e.work / double(std::max<int64_t>(1, e.duration_ns)));
+    }
+    text += "}";
+  }
+  return text;
+}
+
 void write_trace(const fs::path& run_dir, const std::vector<CollectiveCall>& world,
                  const std::vector<CollectiveCall>& tensor) {
   std::string text;
@@ -134,6 +153,7 @@ class Trainer {
   void save_checkpoint();
   void report_data_notes();
   void finish();
+  void write_profile();
 
   const Config& config_;
   const RunConfig& run_;
@@ -145,6 +165,7 @@ class Trainer {
   Console console_;
   Stream stream_;
   std::vector<CollectiveCall> world_trace_, tensor_trace_;
+  Profiler profiler_;
   Mesh mesh_;
   std::unique_ptr<BaseModel> base_;
   std::shared_ptr<const Dataset> train_data_, eval_data_;
@@ -181,6 +202,7 @@ Trainer::Trainer(const Config& config, const Ranks& ranks, const TrainOptions& o
     world_.set_trace(&world_trace_);
     mesh_.tensor->set_trace(&tensor_trace_);
   }
+  if (!options_.profile.empty()) profiler_.attach();
 }
 
 void Trainer::open_inputs() {
@@ -300,6 +322,7 @@ int Trainer::run() {
   };
   while (counters_.step < steps) {
     const auto start = std::chrono::steady_clock::now();
+    const ProfileSpan span("step", "step");
     const StepCounts sum = reduce_step(stream_, *factors_, world_, accumulate_gradients());
     StepMetrics line = optimizer_step(sum);
     line.step_time_s = seconds_since(start);
@@ -354,12 +377,32 @@ void Trainer::report_data_notes() {
 void Trainer::finish() {
   world_.set_trace(nullptr);
   mesh_.tensor->set_trace(nullptr);
+  profiler_.detach();
   report_data_notes();
   run_agreed(world_, [&] {
     if (first_ && run_.output().trace_collectives()) {
       write_trace(run_dir_, world_trace_, tensor_trace_);
     }
   });
+  if (!options_.profile.empty()) write_profile();
+}
+
+// One file for all ranks: rank 0 gathers their events.
+void Trainer::write_profile() {
+  const std::string mine = chrome_trace_events(profiler_.events, world_.rank());
+  std::vector<int64_t> sizes(size_t(world_.size()));
+  const auto size = int64_t(mine.size());
+  world_.all_gather(&size, sizes.data(), sizeof size, "profile");
+  std::string all;
+  for (int r = 0; r < world_.size(); ++r) {
+    std::string text = r == world_.rank() ? mine : std::string(size_t(sizes[size_t(r)]), '\0');
+    world_.broadcast(text.data(), sizes[size_t(r)], r, "profile");
+    if (first_) all += (all.empty() ? "" : ",\n") + text;
+  }
+  run_agreed(world_, [&] {
+    if (first_) write_file_atomic(options_.profile, "[\n" + all + "\n]\n");
+  });
+  console_.line("profile written to " + options_.profile);
 }
 
 }  // namespace

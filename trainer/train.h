@@ -10,6 +10,8 @@ namespace lorashard {
 
 struct TrainOptions {
   bool resume = false;
+  // Where to write what each rank did when, in Chrome's trace format; empty: nowhere.
+  std::string profile;
   // The signal that asks for an end (SIGINT, SIGTERM), or 0. Looked at once a step.
   std::function<int()> stop_signal = [] { return 0; };
 };

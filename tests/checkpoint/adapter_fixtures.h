@@ -18,22 +18,9 @@
 #include "checkpoint/safetensors.h"
 #include "configs/error.h"
 #include "kernels/float_types.h"
+#include "tests/support/temp_dir.h"
 
 namespace lorashard {
-
-// A folder that goes with the test.
-struct ScratchFolder {
-  ScratchFolder() {
-    std::string name = (fs::temp_directory_path() / "lorashard-test-XXXXXX").string();
-    path = ::mkdtemp(name.data());
-  }
-  ~ScratchFolder() {
-    std::error_code ec;
-    fs::remove_all(path, ec);
-  }
-  fs::path operator/(const std::string& name) const { return path / name; }
-  fs::path path;
-};
 
 inline fs::path golden(const std::string& name) {
   return fs::path(LORASHARD_SOURCE_DIR) / "tests" / "golden" / name;

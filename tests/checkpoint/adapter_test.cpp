@@ -3,8 +3,8 @@
 
 #include <limits>
 
-#include "adapter_fixtures.h"
 #include "checkpoint/peft_config.h"
+#include "tests/checkpoint/adapter_fixtures.h"
 
 namespace lorashard {
 namespace {
@@ -45,8 +45,8 @@ void write_raw(const fs::path& path, const std::vector<RawTensor>& raw) {
 
 class AdapterFile : public testing::Test {
  protected:
-  AdapterFile() { write_adapter(dir.path, adapter); }
-  Adapter read() { return read_adapter(dir.path, golden_modules()); }
+  AdapterFile() { write_adapter(dir.path(), adapter); }
+  Adapter read() { return read_adapter(dir.path(), golden_modules()); }
   void set(const std::string& key, const ordered_json& value) {
     ordered_json config = load_json(dir / "adapter_config.json");
     config[key] = value;
@@ -54,7 +54,7 @@ class AdapterFile : public testing::Test {
   }
   fs::path weights() const { return dir / "adapter_model.safetensors"; }
 
-  ScratchFolder dir;
+  test::TempDir dir;
   Adapter adapter = some_adapter();
 };
 
@@ -85,9 +85,9 @@ TEST(Adapter, ReadsEveryReferenceAdapter) {
     for (const char* which : {"adapter", "final_adapter"}) {
       const Adapter a = read_adapter(golden("peft") / model / which, modules);
       EXPECT_FALSE(a.modules.empty());
-      ScratchFolder out;  // and back
-      write_adapter(out.path, a);
-      expect_same(read_adapter(out.path, modules), a);
+      test::TempDir out;  // and back
+      write_adapter(out.path(), a);
+      expect_same(read_adapter(out.path(), modules), a);
     }
   }
 }
@@ -96,9 +96,9 @@ TEST_F(AdapterFile, RoundTripKeepsEveryBit) {
   adapter.modules[0].a[0] = -0.0f;
   adapter.modules[0].a[1] = std::numeric_limits<float>::denorm_min();
   adapter.modules[0].b[2] = std::numeric_limits<float>::max();
-  ScratchFolder out;
-  const auto digests = write_adapter(out.path, adapter);
-  expect_same(read_adapter(out.path, golden_modules()), adapter);
+  test::TempDir out;
+  const auto digests = write_adapter(out.path(), adapter);
+  expect_same(read_adapter(out.path(), golden_modules()), adapter);
   ASSERT_EQ(digests.size(), 2u);
   for (const auto& [name, digest] : digests) EXPECT_EQ(sha256_file(out / name), digest);
 }
@@ -285,16 +285,16 @@ TEST_F(AdapterFile, PatternsAreTriedInTheFilesOrder) {
     EXPECT_EQ(m.rank, m.name.ends_with("down_proj") ? 2 : 3);
     EXPECT_EQ(module_rank(a.config, m.name), m.rank);  // settled for our order
   }
-  ScratchFolder out;
-  write_adapter(out.path, a);
-  expect_same(read_adapter(out.path, golden_modules()), a);
+  test::TempDir out;
+  write_adapter(out.path(), a);
+  expect_same(read_adapter(out.path(), golden_modules()), a);
 }
 
 TEST_F(AdapterFile, RanksOfTheModulesReachTheFile) {
   adapter.modules[1].alpha = 1.5;  // no pattern says so
-  ScratchFolder out;
-  write_adapter(out.path, adapter);
-  const Adapter a = read_adapter(out.path, golden_modules());
+  test::TempDir out;
+  write_adapter(out.path(), adapter);
+  const Adapter a = read_adapter(out.path(), golden_modules());
   EXPECT_EQ(a.modules[1].alpha, 1.5);
   EXPECT_EQ(a.modules[0].alpha, 6);
   EXPECT_EQ(load_json(out / "adapter_config.json")["alpha_pattern"].size(), 1u);
@@ -309,10 +309,10 @@ TEST(Adapter, AllLinearIsWrittenAsNames) {
     a.modules.push_back({m.name, 1, m.in_features, m.out_features, 1,
                          some_values(1, size_t(m.in_features)),
                          some_values(2, size_t(m.out_features))});
-  ScratchFolder out;
-  write_adapter(out.path, a);
+  test::TempDir out;
+  write_adapter(out.path(), a);
   EXPECT_EQ(load_json(out / "adapter_config.json")["target_modules"].size(), 7u);
-  EXPECT_EQ(read_adapter(out.path, golden_modules()).modules.size(), a.modules.size());
+  EXPECT_EQ(read_adapter(out.path(), golden_modules()).modules.size(), a.modules.size());
 }
 
 TEST_F(AdapterFile, LayersToTransformBecomeNames) {
@@ -329,7 +329,7 @@ TEST_F(AdapterFile, LayersToTransformBecomeNames) {
 
 TEST_F(AdapterFile, InspectSaysWhatItIs) {
   std::string all;
-  for (const std::string& line : inspect_adapter(dir.path)) all += line + "\n";
+  for (const std::string& line : inspect_adapter(dir.path())) all += line + "\n";
   for (const std::string& part :
        {std::string("rank 3"), std::string("alpha 6"), std::string("some/base"),
         adapter.config.base_digest, sha256_file(weights())})
@@ -337,7 +337,7 @@ TEST_F(AdapterFile, InspectSaysWhatItIs) {
   auto raw = raw_tensors(adapter);
   raw[1].values[0] = NAN;
   write_raw(weights(), raw);
-  EXPECT_ERROR(inspect_adapter(dir.path), 2, "not finite");
+  EXPECT_ERROR(inspect_adapter(dir.path()), 2, "not finite");
 }
 
 }  // namespace

@@ -57,7 +57,7 @@ std::string plain_digest(const TinyModel& model) {
     for (size_t i = 0; i < chunk.size(); i += 2)
       raw.push_back(static_cast<char>(std::stoi(chunk.substr(i, 2), nullptr, 16)));
     std::string shape = std::to_string(t.shape[0]);
-    if (t.shape.size() == 2) shape += "x" + std::to_string(t.shape[1]);
+    if (t.shape.size() == 2) shape.append("x").append(std::to_string(t.shape[1]));
     lines += name + " " + std::string(name_of(t.dtype)) + " " + shape + " " +
              sha256_hex(raw.data(), raw.size()) + "\n";
   }

@@ -1,8 +1,8 @@
 // Merged models against PEFT's merge and against the definition of rounding, and their files.
 #include "checkpoint/export.h"
 
-#include "adapter_fixtures.h"
 #include "checkpoint/merge.h"
+#include "tests/checkpoint/adapter_fixtures.h"
 
 namespace lorashard {
 namespace {
@@ -58,7 +58,7 @@ class Export : public testing::Test {
  protected:
   std::unique_ptr<BaseModel> base = BaseModel::open(golden("adapter/base").string());
   Adapter adapter = read_adapter(golden("adapter/adapter"), golden_modules());
-  ScratchFolder scratch;
+  test::TempDir scratch;
   std::string out = scratch / "merged";
 };
 
@@ -227,7 +227,7 @@ TEST_F(Export, RefusesWhatDoesNotFit) {
 TEST_F(Export, AFullDiskOrAnOverflowLeavesNothing) {
   const auto entries = [&] {
     size_t n = 0;
-    for ([[maybe_unused]] const auto& e : fs::directory_iterator(scratch.path)) ++n;
+    for ([[maybe_unused]] const auto& e : fs::directory_iterator(scratch.path())) ++n;
     return n;
   };
   for (const uint64_t bytes : {0, 300, 5000, 20000}) {
@@ -270,7 +270,7 @@ TEST_F(Export, ShardSetHoldsTheMergedModel) {
         << t.name;
   EXPECT_EQ(merged->digest(*world), shards->digest(*world));
   size_t entries = 0;  // nothing beside the two remains
-  for ([[maybe_unused]] const auto& e : fs::directory_iterator(scratch.path)) ++entries;
+  for ([[maybe_unused]] const auto& e : fs::directory_iterator(scratch.path())) ++entries;
   EXPECT_EQ(entries, 2u);
   EXPECT_ERROR(export_shards(*base, adapter, 2, scratch / "shards", {}, *world), 2, "exists");
 }

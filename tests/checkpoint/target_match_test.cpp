@@ -1,6 +1,6 @@
 // target_modules against what PEFT itself matched, and the refusals.
-#include "adapter_fixtures.h"
 #include "checkpoint/peft_config.h"
+#include "tests/checkpoint/adapter_fixtures.h"
 
 namespace lorashard {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <limits>
 
-#include "adapter_fixtures.h"
+#include "tests/checkpoint/adapter_fixtures.h"
 
 namespace lorashard {
 namespace {
@@ -46,10 +46,10 @@ void expect_same(const TrainingState& a, const TrainingState& b) {
 class Checkpoints : public testing::Test {
  protected:
   void save(int64_t step, int64_t keep_last = 0) {
-    EXPECT_TRUE(save_checkpoint(run.path, some_state(step), keep_last).empty());
+    EXPECT_TRUE(save_checkpoint(run.path(), some_state(step), keep_last).empty());
   }
   std::optional<LoadedCheckpoint> load() {
-    return load_newest_checkpoint(run.path, golden_modules());
+    return load_newest_checkpoint(run.path(), golden_modules());
   }
   // What is in the folder of checkpoints.
   std::vector<std::string> names() {
@@ -71,7 +71,7 @@ class Checkpoints : public testing::Test {
     EXPECT_EQ(loaded->notes[0].find("checkpoints/step-000099: " + part), 0u) << loaded->notes[0];
     EXPECT_NE(loaded->notes[0].find("; using step-000050"), std::string::npos) << loaded->notes[0];
   }
-  ScratchFolder run;
+  test::TempDir run;
 };
 
 TEST_F(Checkpoints, RoundTripKeepsEveryBit) {
@@ -159,7 +159,7 @@ TEST_F(Checkpoints, ValuesAreChecked) {
                          const std::string& part) {
     TrainingState s = some_state(99);
     change(s);
-    save_checkpoint(run.path, s, 0);
+    save_checkpoint(run.path(), s, 0);
     expect_fallback(part);
   };
   fails([](auto& s) { s.adapter.modules[0].a[3] = NAN; }, "adapter_model.safetensors: base_model.");
@@ -242,7 +242,7 @@ TEST_F(Checkpoints, AFullDiskLeavesTheOldOnes) {
   const auto before = names();
   for (const uint64_t bytes : {0, 100, 700, 3000, 8000}) {
     FileSizeLimit full(bytes);
-    const Caught c = error_of([&] { save_checkpoint(run.path, some_state(99), 1); });
+    const Caught c = error_of([&] { save_checkpoint(run.path(), some_state(99), 1); });
     EXPECT_EQ(c.status, 3);
     EXPECT_NE(c.text.find("step-000099"), std::string::npos) << c.text;
     EXPECT_EQ(names(), before) << bytes;
@@ -252,7 +252,7 @@ TEST_F(Checkpoints, AFullDiskLeavesTheOldOnes) {
 
 TEST_F(Checkpoints, AFolderThatCannotBeWrittenIsNamed) {
   spill(run / "checkpoints", "a file");
-  EXPECT_ERROR(save_checkpoint(run.path, some_state(1), 0), 3, (run / "checkpoints").string());
+  EXPECT_ERROR(save_checkpoint(run.path(), some_state(1), 0), 3, (run / "checkpoints").string());
 }
 
 TEST_F(Checkpoints, InspectVerifiesAndTells) {

@@ -44,9 +44,10 @@ RunResult run_golden(const std::string& name, const fs::path& out, int tensor, i
   run_thread_ranks(tensor * data, [&](Communicator& world) {
     const Config config = load_config((dir / "config.textproto").string(), settings);
     int calls = 0;
-    train(config, Ranks{world, tensor * data},
-          {.resume = resume,
-           .stop_signal = [&] { return stop_after > 0 && ++calls >= stop_after ? SIGTERM : 0; }});
+    TrainOptions options;
+    options.resume = resume;
+    options.stop_signal = [&] { return stop_after > 0 && ++calls >= stop_after ? SIGTERM : 0; };
+    train(config, Ranks{world, tensor * data}, options);
   });
   RunResult result;
   result.metrics = read_json_lines(out / "metrics.jsonl");

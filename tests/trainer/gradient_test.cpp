@@ -1,0 +1,129 @@
+// Gradients of the whole model against differences of its loss, and the step's reduction.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <numeric>
+
+#include "configs/error.h"
+#include "parallel/threads.h"
+#include "tests/trainer/golden_run.h"
+#include "trainer/model.h"
+#include "trainer/optimizer.h"
+#include "trainer/session.h"
+
+namespace lorashard::test {
+namespace {
+
+MicroBatch two_sequences(int64_t vocab) {
+  MicroBatch batch;
+  batch.offsets = {0};
+  for (const int32_t length : {9, 14}) {
+    for (int32_t t = 0; t < length; ++t) {
+      batch.ids.push_back(int32_t((t * 37 + length * 11) % vocab));
+      const bool counts = t + 1 < length && t % 4 != 3;
+      batch.labels.push_back(counts ? int32_t((t * 53 + 7) % vocab) : -100);
+      batch.counted += counts;
+      batch.positions.push_back(t);
+      batch.row_keys.push_back(uint64_t(length) << 20 | uint64_t(t));
+    }
+    batch.offsets.push_back(int32_t(batch.ids.size()));
+  }
+  return batch;
+}
+
+class Gradient : public testing::TestWithParam<const char*> {};
+
+// A step of h in one factor changes the summed loss by g h + O(h^3) between +h and -h. The loss is
+// formed in double from fp32 logits of size 5: noise of about 1e-5 over 2 h = 0.02, and the cubic
+// term is of that size too; 1e-2 of the largest gradient covers both, and a wrong term does not.
+TEST_P(Gradient, EqualsDifferencesOfTheLoss) {
+  const std::string name = GetParam();
+  run_thread_ranks(2, [&](Communicator& world) {
+    Stream stream(1);
+    const auto base = BaseModel::open((golden("peft/" + name) / "model").string());
+    const Adapter adapter =
+        read_adapter(golden("peft/" + name) / "adapter", linear_modules(base->config()));
+    const Mesh mesh = make_mesh(world, world.size());
+    Factors factors =
+        factors_of(stream, base->config(), adapter, mesh, step_tail_floats(world.size()));
+    ModelWeights weights = load_weights(*base, mesh.tp_rank, mesh.tp_size, &factors);
+    Model model(stream, base->config(), weights, &factors, *mesh.tensor,
+                {.max_tokens = 32, .max_positions = 32, .training = true, .dropout = 0.2f});
+    const MicroBatch batch = two_sequences(base->config().vocab_size);
+    std::fill_n(factors.gradients(), factors.size(), 0.0f);
+    const double loss = model.forward_backward(batch);
+    EXPECT_TRUE(std::isfinite(loss));
+    reduce_step(stream, factors, world, {});
+    const std::vector<float> gradient(factors.gradients(), factors.gradients() + factors.size());
+    double largest = 0;
+    for (const float g : gradient) largest = std::max(largest, std::fabs(double(g)));
+    // Every factor of every module once.
+    int64_t probe = 0;
+    for (const LoraModule& m : factors.modules()) {
+      for (const auto& [offset, size] : {std::pair{m.a_offset, m.rank * m.linear.in_features},
+                                         std::pair{m.b_offset, m.rank * m.linear.out_features}}) {
+        probe = (probe * 31 + 17) % size;
+        float& value = factors.values()[offset + probe];
+        const float before = value, h = 1e-2f;
+        value = before + h;
+        const double up = model.forward_backward(batch);
+        value = before - h;
+        const double down = model.forward_backward(batch);
+        value = before;
+        EXPECT_NEAR((up - down) / (2 * double(h)), gradient[size_t(offset + probe)], 1e-2 * largest)
+            << m.linear.name;
+      }
+    }
+  });
+}
+INSTANTIATE_TEST_SUITE_P(Cases, Gradient, testing::Values("llama_tied_bias", "qwen3"));
+
+// The tail of the gradient carries counts beyond what one fp32 holds.
+TEST(ReduceStep, CountsStayExact) {
+  run_thread_ranks(3, [&](Communicator& world) {
+    Stream stream(1);
+    const auto base = BaseModel::open((golden("peft/llama2") / "model").string());
+    const Adapter adapter =
+        read_adapter(golden("peft/llama2") / "adapter", linear_modules(base->config()));
+    const Mesh mesh = make_mesh(world, 3);
+    Factors factors = factors_of(stream, base->config(), adapter, mesh, step_tail_floats(3));
+    const StepCounts mine{.loss_sum = 1e7 + 0.125 * world.rank(),
+                          .counted = 16'777'217 + world.rank(),
+                          .tokens = 999'999'999,
+                          .interrupted = false,
+                          .terminated = world.rank() == 2,
+                          .rss_mib = 100.0 + world.rank()};
+    const StepCounts sum = reduce_step(stream, factors, world, mine);
+    EXPECT_NEAR(sum.loss_sum, 3e7 + 0.375, 4) << "fp32 sums of the high parts";
+    EXPECT_EQ(sum.counted, 3 * 16'777'217 + 3);
+    EXPECT_EQ(sum.tokens, 2'999'999'997);
+    EXPECT_FALSE(sum.interrupted);
+    EXPECT_TRUE(sum.terminated);
+    EXPECT_EQ(sum.rss_mib, 102);
+  });
+}
+
+TEST(Replicas, ADifferenceStopsEveryRankAndNamesModuleAndRanks) {
+  run_thread_ranks(4, [&](Communicator& world) {
+    Stream stream(1);
+    const auto base = BaseModel::open((golden("peft/llama2") / "model").string());
+    const Adapter adapter =
+        read_adapter(golden("peft/llama2") / "adapter", linear_modules(base->config()));
+    const Mesh mesh = make_mesh(world, 2);
+    Factors factors = factors_of(stream, base->config(), adapter, mesh);
+    check_replicas(factors, world);
+    const LoraModule& m = factors.modules()[3];
+    if (world.rank() == 2) factors.second_moments()[m.b_offset] = 1e-30f;
+    try {
+      check_replicas(factors, world);
+      ADD_FAILURE() << "no error";
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find(m.linear.name), std::string::npos) << e.what();
+      EXPECT_NE(std::string(e.what()).find("rank(s) 2,"), std::string::npos) << e.what();
+      EXPECT_TRUE(e.on_all_ranks);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace lorashard::test
