@@ -68,9 +68,9 @@ int export_command(const ExportCommandOptions& options, const Ranks& ranks) {
   const auto base = BaseModel::open(options.model);
   const Adapter adapter = read_adapter(options.adapter, linear_modules(base->config()));
   o.base_digest = base->digest(ranks.world);
+  check_adapter_base(adapter, options.adapter, o.base_digest);
   Console console(true);
   if (options.format == "peft") {
-    check_adapter_base(adapter, options.adapter, o.base_digest);
     export_peft(adapter, options.out);
     console.line("adapter written to " + options.out);
     return 0;

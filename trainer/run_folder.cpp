@@ -78,7 +78,19 @@ void open_run_folder(const Config& config, bool resume) {
     fail_input(config.where("output.dir"),
                "cannot create '" + dir.string() + "': " + error.message());
   }
-  write_file_atomic(dir / "config.textproto", to_textproto(config.run));
+}
+
+void write_run_config(const RunConfig& run, const LoraPlan& plan) {
+  RunConfig resolved = run;
+  auto& lora = *resolved.mutable_lora();
+  lora.set_rank(plan.config.rank);
+  lora.set_alpha(plan.config.alpha);
+  lora.set_use_rslora(plan.config.use_rslora);
+  const auto& ranks = plan.config.rank_pattern;
+  const auto& alphas = plan.config.alpha_pattern;
+  *lora.mutable_rank_pattern() = {ranks.begin(), ranks.end()};
+  *lora.mutable_alpha_pattern() = {alphas.begin(), alphas.end()};
+  write_file_atomic(fs::path(run.output().dir()) / "config.textproto", to_textproto(resolved));
 }
 
 }  // namespace lorashard

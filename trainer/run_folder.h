@@ -8,6 +8,7 @@
 
 #include "checkpoint/file_io.h"
 #include "configs/config.h"
+#include "trainer/session.h"
 
 namespace lorashard {
 
@@ -41,8 +42,12 @@ class MetricsFile {
   std::FILE* file_;
 };
 
-// Creates the folder and writes config.textproto. Without `resume`, a folder that holds a run is
-// refused (Error, status 2).
+// Creates the folder. Without `resume`, a folder that holds a run is refused (Error, status 2).
 void open_run_folder(const Config& config, bool resume);
+
+// Writes config.textproto: the settings, with those of the factors as the plan has them where they
+// come from the adapter of lora.init_from. To be called when nothing can be refused any more, so
+// that a refused resume leaves the run's own.
+void write_run_config(const RunConfig& run, const LoraPlan& plan);
 
 }  // namespace lorashard

@@ -143,6 +143,21 @@ LoraPlan plan_lora(const Config& config, const BaseModel& base, const std::strin
                "lora_alpha " + std::to_string(theirs.alpha));
     must_agree(config, "lora.use_rslora", c.use_rslora, theirs.use_rslora,
                theirs.use_rslora ? "use_rslora true" : "use_rslora false");
+    const auto ignored = [&](const char* setting) {
+      fail_input(config.where(setting), std::string(setting) +
+                                            " differs from the adapter of lora.init_from, which "
+                                            "keeps its own; leave the setting out");
+    };
+    if (!c.rank_pattern.empty() && c.rank_pattern != theirs.rank_pattern) {
+      ignored("lora.rank_pattern");
+    }
+    if (!c.alpha_pattern.empty() && c.alpha_pattern != theirs.alpha_pattern) {
+      ignored("lora.alpha_pattern");
+    }
+    if (!c.exclude_modules.empty() && c.target_modules.empty() &&
+        c.exclude_modules != theirs.exclude_modules) {
+      ignored("lora.exclude_modules");
+    }
     std::vector<LinearModule> adapted = modules_of(*plan.start, base.config());
     if (!c.target_modules.empty() && names(match()) != names(adapted)) {
       fail_input(config.where("lora.target_modules"),

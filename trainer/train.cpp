@@ -234,10 +234,14 @@ void Trainer::make_factors() {
 
 void Trainer::start_or_resume() {
   ResumedRun resumed;
+  run_agreed(world_, [&] {
+    if (!first_) return;
+    if (options_.resume) {
+      resumed = load_run(run_dir_, base_->config(), *factors_, counters_, config_);
+    }
+    write_run_config(run_, plan_);
+  });
   if (options_.resume) {
-    run_agreed(world_, [&] {
-      if (first_) resumed = load_run(run_dir_, base_->config(), *factors_, counters_, config_);
-    });
     for (const std::string& note : resumed.notes) console_.line("note: " + note);
     share_run(resumed, *factors_, counters_, world_);
   }

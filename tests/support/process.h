@@ -12,8 +12,8 @@ namespace lorashard::test {
 
 struct Command {
   std::vector<std::string> arguments;              // the program first
-  std::string input;                               // standard input
-  std::map<std::string, std::string> environment;  // added to ours
+  std::string input = {};                            // standard input
+  std::map<std::string, std::string> environment = {};  // added to ours
   double time_limit_s = 90;                        // then it is killed with all that it started
 };
 
