@@ -146,8 +146,11 @@ std::vector<Digest> hash_tensors(const BaseStorage& storage,
     const size_t tensor = chunks[static_cast<size_t>(c)].tensor;
     if (r.bad >= 0) {
       const BasePiece& p = storage.pieces.at(tensors[tensor].name).front();
-      fail_input(storage.files[p.file].file().path().string() + ": " + tensors[tensor].name,
-                 describe(tensors[tensor], r.bad));
+      Error error(kExitInput,
+                  storage.files[p.file].file().path().string() + ": " + tensors[tensor].name,
+                  describe(tensors[tensor], r.bad));
+      error.on_all_ranks = true;  // every rank has every result
+      throw error;
     }
     hashes[tensor].update(r.digest.data(), r.digest.size());
   }

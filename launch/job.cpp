@@ -1,8 +1,17 @@
 #include "launch/job.h"
 
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
 #include <csignal>
+#include <cstddef>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <ctime>
 #include <new>
 #include <thread>
 
@@ -13,13 +22,46 @@ namespace lorashard {
 namespace {
 
 volatile std::sig_atomic_t last_signal = 0;
+volatile std::sig_atomic_t last_signal_s = 0;  // when, on the monotonic clock
 
+bool under_launcher = false;
+
+int seconds_now() {
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return int(now.tv_sec);
+}
+
+// A batch system signals mpirun and its ranks, and mpirun passes it on: what comes within a second
+// or two is the same wish again.
 void remember_signal(int signal) {
+  constexpr int kSameWish_s = 2;
+  const int now = seconds_now();
   if (last_signal != 0) {
+    if (now - last_signal_s < kSameWish_s) return;
     std::signal(signal, SIG_DFL);
     std::raise(signal);
   }
+  last_signal_s = now;
   last_signal = signal == SIGUSR1 ? SIGTERM : signal;
+}
+
+// True on the first rank of this host that asks. The ranks that one launcher started have its
+// daemon as their parent; whoever binds an abstract socket of that name first holds it as long as
+// it lives, and nothing is left behind. Fit for a signal handler.
+bool first_to_tell() {
+  static sockaddr_un name{};
+  char* to = name.sun_path + 1;  // a leading zero byte makes it abstract
+  std::memcpy(to, "lorashard-error-", 16);
+  to += 16;
+  for (auto parent = unsigned(::getppid()); parent > 0; parent /= 10) {
+    *to++ = char('0' + parent % 10);
+  }
+  name.sun_family = AF_UNIX;
+  const int held = ::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  if (held < 0) return true;
+  const auto size = socklen_t(to - reinterpret_cast<char*>(&name));
+  return ::bind(held, reinterpret_cast<sockaddr*>(&name), size) == 0 || errno != EADDRINUSE;
 }
 
 void tell(const char* what) {
@@ -29,15 +71,30 @@ void tell(const char* what) {
 }
 
 // This rank alone met the error. Ranks of a tensor-parallel group often meet the same one in the
-// same moment (a broken line of data): the lower rank tells it, and ends the others while they
-// wait.
+// same moment (a broken line of data): the first of a host tells it, and ends the others while they
+// wait; between hosts the lower rank is given time to.
 [[noreturn]] void tell_and_abort(Communicator& world, const char* what, int status) {
   constexpr auto kStagger = std::chrono::milliseconds(250);
   constexpr int kMostTurns = 12;  // 3 s: well inside the 10 s in which the job must end
   std::this_thread::sleep_for(kStagger * std::min(world.rank(), kMostTurns));
-  tell(what);
+  if (first_to_tell()) {
+    tell(what);
+  } else {
+    std::this_thread::sleep_for(std::chrono::seconds(3));
+  }
   world.abort(status);
   std::_Exit(status);
+}
+
+// A page of a mapped file that is gone: the file was cut short, or its disk fails.
+[[noreturn]] void lost_page(int) {
+  static constexpr char kText[] =
+      "error: mapped file: a part of the model or adapter can no longer be read; it was cut short, "
+      "replaced in place, or its disk fails\n";
+  if (!under_launcher || first_to_tell()) {
+    [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, kText, sizeof kText - 1);
+  }
+  ::_exit(kExitFailure);
 }
 
 int run_body(Communicator& world, int host_ranks, const std::function<int(const Ranks&)>& body) {
@@ -63,7 +120,9 @@ int run_body(Communicator& world, int host_ranks, const std::function<int(const 
 }  // namespace
 
 int run_job(int* argc, char*** argv, bool with_mpi, const std::function<int(const Ranks&)>& body) {
-  if (!with_mpi || !started_by_mpi_launcher()) {
+  std::signal(SIGBUS, lost_page);
+  under_launcher = with_mpi && started_by_mpi_launcher();
+  if (!under_launcher) {
     const auto world = make_self_communicator();
     return run_body(*world, 1, body);
   }

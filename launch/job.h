@@ -18,8 +18,8 @@ bool is_extra_rank();
 
 // From now on SIGINT and SIGTERM are remembered instead of ending the process; stop_signal() gives
 // the last one, or 0. SIGUSR1, which mpirun and Slurm can pass on to every rank, counts as SIGTERM.
-// A second one of either ends the process at once. A reader of our output that goes away (SIGPIPE)
-// does not end the run.
+// A second one, if it is not that of the same moment, ends the process at once. A reader of our
+// output that goes away (SIGPIPE) does not end the run.
 void catch_stop_signals();
 int stop_signal();
 

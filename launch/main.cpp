@@ -31,6 +31,9 @@ struct Arguments {
 void declare(CLI::App& app, Arguments& a) {
   app.set_version_flag("--version", "lorashard " LORASHARD_VERSION);
   app.require_subcommand(0, 1);
+  app.footer(
+      "Exit status: 0 done; 2 wrong usage, configuration or input; 3 a failure while running;\n"
+      "130 or 143 stopped by a signal after a checkpoint was written.");
   const auto run_config = [&](CLI::App* c) {
     c->add_option("CONFIG", a.config, "run configuration (protobuf text format)")->required();
     c->add_option("--set", a.overrides, "override a setting: path=value, for example lora.rank=16")
@@ -42,30 +45,36 @@ void declare(CLI::App& app, Arguments& a) {
       "train", "Fine-tune with LoRA; under mpirun -n N on N ranks (TP x DP, see parallel.tensor)");
   run_config(train);
   train->add_flag("--resume", a.resume,
-                  "continue the run in output.dir from its newest checkpoint");
-
-  train->add_option("--profile", a.profile,
-                    "write what each rank did when to this file (Chrome trace format)");
+                  "continue the run in output.dir from its newest whole checkpoint, or begin it");
+  train
+      ->add_option("--profile", a.profile,
+                   "write what each rank did when to this file (Chrome trace format)")
+      ->type_name("FILE");
 
   CLI::App* eval = app.add_subcommand("eval", "Loss and perplexity on data.eval");
   run_config(eval);
-  eval->add_option("--adapter", a.eval_adapter, "PEFT adapter; without it the base alone");
+  eval->add_option("--adapter", a.eval_adapter, "PEFT adapter; without it the base alone")
+      ->type_name("DIR");
 
   CLI::App* shard = app.add_subcommand("shard", "Write an immutable base shard set");
-  shard->add_option("--model", a.shard.model, "Hugging Face directory")->required();
-  shard->add_option("--tp", a.shard.tensor, "tensor-parallel degree to cut for")->required();
-  shard->add_option("--quantize", a.shard.quantize, "nf4 or int8")
-      ->check(CLI::IsMember({"nf4", "int8"}));
-  shard->add_option("--out", a.shard.out, "new directory")->required();
-
-  CLI::App* exports = app.add_subcommand("export", "Merge an adapter into its base, or copy it");
-  exports->add_option("--model", a.exports.model, "Hugging Face directory or base shard set")
+  shard->add_option("--model", a.shard.model, "Hugging Face directory")
+      ->type_name("DIR")
       ->required();
-  exports->add_option("--adapter", a.exports.adapter, "PEFT adapter")->required();
+  shard->add_option("--tp", a.shard.tensor, "tensor-parallel degree to cut for")->required();
+  shard->add_option("--quantize", a.shard.quantize, "nf4 or int8; not in this version")
+      ->check(CLI::IsMember({"nf4", "int8"}));
+  shard->add_option("--out", a.shard.out, "new directory")->type_name("DIR")->required();
+
+  CLI::App* exports =
+      app.add_subcommand("export", "Write base and adapter as one model, or the adapter alone");
+  exports->add_option("--model", a.exports.model, "Hugging Face directory or base shard set")
+      ->type_name("DIR")
+      ->required();
+  exports->add_option("--adapter", a.exports.adapter, "PEFT adapter")->type_name("DIR")->required();
   exports->add_option("--format", a.exports.format, "merged, peft or shards")
       ->check(CLI::IsMember({"merged", "peft", "shards"}))
       ->capture_default_str();
-  exports->add_option("--out", a.exports.out, "new directory")->required();
+  exports->add_option("--out", a.exports.out, "new directory")->type_name("DIR")->required();
   exports->add_option("--max-shard-size", a.exports.max_shard_size, "of each safetensors file")
       ->capture_default_str();
   exports->add_option("--dtype", a.exports.dtype, "bf16, fp16 or fp32; as stored unless given")
@@ -74,12 +83,15 @@ void declare(CLI::App& app, Arguments& a) {
 
   CLI::App* generate = app.add_subcommand("generate", "Continue a prompt");
   GenerateOptions& g = a.generate;
-  generate->add_option("--model", g.model, "Hugging Face directory or base shard set")->required();
+  generate->add_option("--model", g.model, "Hugging Face directory or base shard set")
+      ->type_name("DIR")
+      ->required();
   generate
       ->add_option(
           "--adapter", g.adapters,
           "PEFT adapter; given several times, each in turn on the one loaded base ('base': "
           "none)")
+      ->type_name("DIR")
       ->expected(1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   generate->add_option("--prompt", g.prompt, "text to continue")->required();
@@ -97,11 +109,14 @@ void declare(CLI::App& app, Arguments& a) {
 
   CLI::App* inspect = app.add_subcommand(
       "inspect", "What a model, base shard set, adapter or checkpoint is; verifies every digest");
-  inspect->add_option("PATH", a.inspect_path)->required();
+  inspect->add_option("PATH", a.inspect_path, "a folder; of a run, its newest checkpoint")
+      ->required();
 
   CLI::App* tokenize =
       app.add_subcommand("tokenize", "One JSON string a line in, one JSON array of ids a line out");
-  tokenize->add_option("--model", a.tokenize_model, "directory with tokenizer.json")->required();
+  tokenize->add_option("--model", a.tokenize_model, "directory with tokenizer.json")
+      ->type_name("DIR")
+      ->required();
   tokenize->add_flag("--decode", a.decode, "arrays of ids in, strings out");
   tokenize->add_option("FILE", a.tokenize_file, "- is standard input")->required();
 }

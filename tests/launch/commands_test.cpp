@@ -8,8 +8,8 @@
 namespace lorashard::test {
 namespace {
 
-// The value of the line "NAME: VALUE" that inspect prints (of a checkpoint: its own, then that of the
-// adapter in it).
+// The value of the line "NAME: VALUE" that inspect prints (of a checkpoint: its own, then that of
+// the adapter in it).
 std::string inspected(const Outcome& done, const std::string& name) {
   const std::vector<std::string> lines = lines_with(done.out, name + ": ");
   if (done.status != 0 || lines.empty() || lines.front() != lines.back()) {
@@ -74,8 +74,8 @@ TEST(Export, PeftAndMergedShardsFromAShardSet) {
   ASSERT_EQ(scene.lorashard({"shard", "--model", scene.model, "--tp", "3", "--out", shards}).status,
             0);
   const auto exported = [&](const fs::path& model, const std::string& format, const fs::path& out) {
-    const Outcome done = scene.lorashard({"export", "--model", model, "--adapter", scene.adapter,
-                                          "--format", format, "--out", out});
+    const Outcome done = scene.lorashard(
+        {"export", "--model", model, "--adapter", scene.adapter, "--format", format, "--out", out});
     EXPECT_EQ(done.status, 0) << done.text();
   };
   exported(scene.model, "peft", peft);
@@ -106,9 +106,8 @@ TEST(Shard, ASetForAnyDegreeIsTheSameBaseAtEveryOther) {
   }
   EXPECT_EQ(inspected(scene.lorashard({"inspect", shards}), "base digest"),
             inspected(scene.lorashard({"inspect", scene.model}), "base digest"));
-  expect_one_error(
-      scene.lorashard({"shard", "--model", scene.model, "--tp", "3", "--out", shards}), 2,
-      shards.string());
+  expect_one_error(scene.lorashard({"shard", "--model", scene.model, "--tp", "3", "--out", shards}),
+                   2, shards.string());
 
   const double loss = scene.eval_loss(0, 1, scene.model, scene.adapter);
   for (const int degree : {1, 2, 4}) {
@@ -117,8 +116,8 @@ TEST(Shard, ASetForAnyDegreeIsTheSameBaseAtEveryOther) {
     const fs::path run = scene.dir / ("run" + std::to_string(degree));
     const Outcome trained =
         scene.train(degree, {"--set", "model.path=" + shards.string(), "--set",
-                             "parallel.tensor=" + std::to_string(degree), "--set",
-                             "train.steps=2", "--set", "output.dir=" + run.string()});
+                             "parallel.tensor=" + std::to_string(degree), "--set", "train.steps=2",
+                             "--set", "output.dir=" + run.string()});
     ASSERT_EQ(trained.status, 0) << trained.text();
     const std::vector<double> got = losses(run, 2);
     for (size_t i = 0; i < got.size(); ++i) {
@@ -179,14 +178,15 @@ TEST(Generate, SwapsAdaptersOnOneBaseAndAgreesWithTheMergedModel) {
       (text_model().parent_path() / "fortunes.train.jsonl").string() +
       "\" seq_len: 16 }\nlora { rank: 4 alpha: 32 }\noptimizer { learning_rate: 1e-2 }\n"
       "train { steps: 3 global_batch_size: 2 micro_batch_size: 1 }\ncompute { threads: 1 }\n"
-      "parallel { tensor: 2 }\noutput { dir: \"" + scene.run.string() + "\" }\n";
+      "parallel { tensor: 2 }\noutput { dir: \"" +
+      scene.run.string() + "\" }\n";
   write_file(scene.config, program_text);
   const Outcome trained = scene.train(2);
   ASSERT_EQ(trained.status, 0) << trained.text();
   EXPECT_EQ(lines_with(trained.out, "were cut to data.seq_len 16").size(), 1u) << trained.text();
   const std::string adapter = (scene.run / "adapter").string();
-  const std::vector<std::string> ask{"--prompt", "In the beginning", "--max-new-tokens", "12",
-                                     "--threads", "1"};
+  const std::vector<std::string> ask{"--prompt", "In the beginning", "--max-new-tokens",
+                                     "12",       "--threads",        "1"};
   const auto generate = [&](int ranks, const std::vector<std::string>& arguments) {
     std::vector<std::string> all{"generate"};
     all.insert(all.end(), arguments.begin(), arguments.end());
@@ -228,8 +228,9 @@ TEST(Tokenize, RoundTripsFromFileAndStandardInput) {
   const Scene scene;
   unpack("gpt2", scene.dir / "tok/tokenizer.json");
   const std::string model = (scene.dir / "tok").string();
-  const std::string text = "\"Hello, world!\"\n\"\"\n\"caf\\u00e9 \xf0\x9f\x91\xa9\xe2\x80\x8d"
-                           "\xf0\x9f\x92\xbb\\n\\ttab <|endoftext|> x\"\n";
+  const std::string text =
+      "\"Hello, world!\"\n\"\"\n\"caf\\u00e9 \xf0\x9f\x91\xa9\xe2\x80\x8d"
+      "\xf0\x9f\x92\xbb\\n\\ttab <|endoftext|> x\"\n";
   Command encode = scene.command(0, {"tokenize", "--model", model, "-"});
   encode.input = text;
   const Outcome ids = test::run(encode);

@@ -11,10 +11,10 @@
 namespace lorashard::test {
 
 struct Command {
-  std::vector<std::string> arguments;              // the program first
-  std::string input = {};                            // standard input
+  std::vector<std::string> arguments;                   // the program first
+  std::string input = {};                               // standard input
   std::map<std::string, std::string> environment = {};  // added to ours
-  double time_limit_s = 90;                        // then it is killed with all that it started
+  double time_limit_s = 90;  // then it is killed with all that it started
 };
 
 struct Outcome {
