@@ -1,6 +1,7 @@
 #include "parallel/agree.h"
 
 #include <cstring>
+#include <filesystem>
 #include <vector>
 
 #include "configs/error.h"
@@ -26,6 +27,8 @@ void run_agreed(Communicator& world, const std::function<void()>& body) {
   } catch (const Error& e) {
     if (e.on_all_ranks) throw;  // an inner run_agreed has already told everyone
     remember(e.exit_status, e.what());
+  } catch (const std::filesystem::filesystem_error& e) {
+    remember(kExitFailure, (e.path1().string() + ": " + e.code().message()).c_str());
   } catch (const std::bad_alloc&) {
     remember(kExitFailure, "out of memory");
   } catch (const std::exception& e) {
