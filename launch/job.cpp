@@ -1,16 +1,11 @@
 #include "launch/job.h"
 
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <csignal>
-#include <cstddef>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <ctime>
 #include <new>
 #include <thread>
@@ -23,8 +18,6 @@ namespace {
 
 volatile std::sig_atomic_t last_signal = 0;
 volatile std::sig_atomic_t last_signal_s = 0;  // when, on the monotonic clock
-
-bool under_launcher = false;
 
 int seconds_now() {
   timespec now{};
@@ -46,24 +39,6 @@ void remember_signal(int signal) {
   last_signal = signal == SIGUSR1 ? SIGTERM : signal;
 }
 
-// True on the first rank of this host that asks. The ranks that one launcher started have its
-// daemon as their parent; whoever binds an abstract socket of that name first holds it as long as
-// it lives, and nothing is left behind. Fit for a signal handler.
-bool first_to_tell() {
-  static sockaddr_un name{};
-  char* to = name.sun_path + 1;  // a leading zero byte makes it abstract
-  std::memcpy(to, "lorashard-error-", 16);
-  to += 16;
-  for (auto parent = unsigned(::getppid()); parent > 0; parent /= 10) {
-    *to++ = char('0' + parent % 10);
-  }
-  name.sun_family = AF_UNIX;
-  const int held = ::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-  if (held < 0) return true;
-  const auto size = socklen_t(to - reinterpret_cast<char*>(&name));
-  return ::bind(held, reinterpret_cast<sockaddr*>(&name), size) == 0 || errno != EADDRINUSE;
-}
-
 void tell(const char* what) {
   std::fflush(stdout);
   std::fprintf(stderr, "error: %s\n", what);
@@ -77,7 +52,7 @@ void tell(const char* what) {
   constexpr auto kStagger = std::chrono::milliseconds(250);
   constexpr int kMostTurns = 12;  // 3 s: well inside the 10 s in which the job must end
   std::this_thread::sleep_for(kStagger * std::min(world.rank(), kMostTurns));
-  if (first_to_tell()) {
+  if (first_of_host_to_ask()) {
     tell(what);
   } else {
     std::this_thread::sleep_for(std::chrono::seconds(3));
@@ -91,7 +66,7 @@ void tell(const char* what) {
   static constexpr char kText[] =
       "error: mapped file: a part of the model or adapter can no longer be read; it was cut short, "
       "replaced in place, or its disk fails\n";
-  if (!under_launcher || first_to_tell()) {
+  if (first_of_host_to_ask()) {
     [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, kText, sizeof kText - 1);
   }
   ::_exit(kExitFailure);
@@ -121,8 +96,7 @@ int run_body(Communicator& world, int host_ranks, const std::function<int(const 
 
 int run_job(int* argc, char*** argv, bool with_mpi, const std::function<int(const Ranks&)>& body) {
   std::signal(SIGBUS, lost_page);
-  under_launcher = with_mpi && started_by_mpi_launcher();
-  if (!under_launcher) {
+  if (!with_mpi || !started_by_mpi_launcher()) {
     const auto world = make_self_communicator();
     return run_body(*world, 1, body);
   }

@@ -2,6 +2,7 @@
 
 #include <mpi.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <exception>
 #include <limits>
@@ -122,7 +123,48 @@ class MpiCommunicator final : public Communicator {
   std::shared_ptr<SharedSum> shared_;
 };
 
+// One word that the ranks of this host share: whether one has asked first_of_host_to_ask().
+struct HostWord {
+  MPI_Comm host = MPI_COMM_NULL;
+  MPI_Win window = MPI_WIN_NULL;
+  int* word = nullptr;
+};
+HostWord asked;
+
+// Collective. Leaves `asked.word` null where the memory cannot be had.
+void open_host_word() {
+  check_mpi(
+      MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &asked.host),
+      "MPI_Comm_split_type");
+  MPI_Comm_set_errhandler(asked.host, MPI_ERRORS_RETURN);
+  int rank = 0;
+  MPI_Comm_rank(asked.host, &rank);
+  void* mine = nullptr;
+  int made = MPI_Win_allocate_shared(rank == 0 ? sizeof(int) : 0, sizeof(int), MPI_INFO_NULL,
+                                     asked.host, &mine, &asked.window) == MPI_SUCCESS;
+  check_mpi(MPI_Allreduce(MPI_IN_PLACE, &made, 1, MPI_INT, MPI_MIN, asked.host), "MPI_Allreduce");
+  if (!made) return;
+  MPI_Aint bytes = 0;
+  int unit = 0;
+  int* word = nullptr;
+  check_mpi(MPI_Win_shared_query(asked.window, 0, &bytes, &unit, &word), "MPI_Win_shared_query");
+  if (rank == 0) std::atomic_ref<int>(*word).store(0);
+  check_mpi(MPI_Barrier(asked.host), "MPI_Barrier");
+  asked.word = word;
+}
+
+void close_host_word() {
+  if (asked.word) MPI_Win_free(&asked.window);
+  asked.word = nullptr;
+  MPI_Comm_free(&asked.host);
+}
+
 }  // namespace
+
+bool first_of_host_to_ask() {
+  int* const word = asked.word;
+  return !word || std::atomic_ref<int>(*word).exchange(1) == 0;
+}
 
 bool started_by_mpi_launcher() {
   // Open MPI; MPICH (hydra) and other PMI launchers; srun with PMIx.
@@ -139,10 +181,13 @@ MpiEnvironment::MpiEnvironment(int* argc, char*** argv) {
     fail_run("MPI", "this MPI gives no thread support, MPI_THREAD_FUNNELED is needed");
   }
   host_rank();  // collective the first time
+  open_host_word();
 }
 
 MpiEnvironment::~MpiEnvironment() {
-  if (std::uncaught_exceptions() == 0) MPI_Finalize();
+  if (std::uncaught_exceptions() > 0) return;
+  close_host_word();
+  MPI_Finalize();
 }
 
 std::unique_ptr<Communicator> make_world_communicator(SumPath path) {

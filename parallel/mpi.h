@@ -36,4 +36,9 @@ struct HostRank {
 };
 HostRank host_rank();
 
+// True on the first rank of this host that asks in this job, false on all others, also after the
+// first one is gone: of several that meet the same error, one tells it. True where there is no
+// MpiEnvironment, or its MPI gave no shared memory. May be called in a signal handler.
+bool first_of_host_to_ask();
+
 }  // namespace lorashard

@@ -157,7 +157,8 @@ inline std::string expect_one_error(const Outcome& done, int status, const std::
   const std::vector<std::string> lines = lines_with(done.err, "error: ");
   EXPECT_EQ(lines.size(), 1u) << done.text();
   if (lines.empty()) return "";
-  EXPECT_TRUE(lines[0].starts_with("error: " + where + ": "))
+  const std::string head = "error: " + where;
+  EXPECT_TRUE(lines[0].starts_with(head + ": ") || lines[0].starts_with(head + "/"))
       << "expected WHERE " << where << " in\n"
       << done.text();
   for (const std::string& part : parts) {
