@@ -240,7 +240,8 @@ bool SharedSum::all_reduce(MPI_Comm comm, Stream& stream, Matrix x) {
     copy(stream, shared(rank_), own, n * element);
     meet(comm);
     // Our own part is nearer in x than in the window.
-    for (int64_t r = 0; r < ranks; ++r) parts_[size_t(r)] = r == rank_ ? own : (void*)shared(r);
+    for (int64_t r = 0; r < ranks; ++r) parts_[size_t(r)] = shared(r);
+    parts_[size_t(rank_)] = own;
     const auto sum = [&](void* out, int64_t begin, int64_t end) {
       parallel_for(stream, end - begin, kThreadBytes / element, [&](int64_t b, int64_t e) {
         sum_range(stream, out, x.dtype, parts_, begin + b, e - b);
