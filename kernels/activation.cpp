@@ -3,6 +3,7 @@
 #include <cassert>
 
 #include "kernels/cpu/table.h"
+#include "kernels/cuda/dispatch.h"
 #include "kernels/parallel_for.h"
 #include "kernels/profile.h"
 
@@ -10,6 +11,7 @@ namespace lorashard {
 
 void gated_activation_forward(Stream& stream, Matrix y, ConstMatrix gate, ConstMatrix up,
                               Activation f) {
+  LORASHARD_ON_CUDA(stream, gated_activation_forward(stream, y, gate, up, f));
   const ProfileSpan span("kernel", "gated_activation_forward");
   const CpuKernels& cpu = cpu_kernels();
   assert(y.dtype == gate.dtype && (!up || up.dtype == gate.dtype));
@@ -23,6 +25,7 @@ void gated_activation_forward(Stream& stream, Matrix y, ConstMatrix gate, ConstM
 
 void gated_activation_backward(Stream& stream, Matrix d_gate, Matrix d_up, ConstMatrix dy,
                                ConstMatrix gate, ConstMatrix up, Activation f) {
+  LORASHARD_ON_CUDA(stream, gated_activation_backward(stream, d_gate, d_up, dy, gate, up, f));
   const ProfileSpan span("kernel", "gated_activation_backward");
   const CpuKernels& cpu = cpu_kernels();
   assert(d_gate.dtype == gate.dtype && dy.dtype == gate.dtype && (!up || up.dtype == gate.dtype));

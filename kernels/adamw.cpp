@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "kernels/cpu/table.h"
+#include "kernels/cuda/dispatch.h"
 #include "kernels/parallel_for.h"
 #include "kernels/profile.h"
 
@@ -15,6 +16,7 @@ constexpr int64_t kChunk = 1 << 14;  // elements; a unit of work and of summatio
 
 void adamw(Stream& stream, float* p, float* m, float* v, const float* g, int64_t n,
            const AdamWStep& step) {
+  LORASHARD_ON_CUDA(stream, adamw(stream, p, m, v, g, n, step));
   const ProfileSpan span("kernel", "adamw");
   const CpuKernels& cpu = cpu_kernels();
   parallel_for(stream, (n + kChunk - 1) / kChunk, 1, [&](int64_t begin, int64_t end) {
@@ -23,7 +25,8 @@ void adamw(Stream& stream, float* p, float* m, float* v, const float* g, int64_t
   });
 }
 
-double sum_of_squares(Stream& stream, const float* x, int64_t n) {
+void sum_of_squares(Stream& stream, double* sum, const float* x, int64_t n) {
+  LORASHARD_ON_CUDA(stream, sum_of_squares(stream, sum, x, n));
   const ProfileSpan span("kernel", "sum_of_squares");
   const CpuKernels& cpu = cpu_kernels();
   const int64_t chunks = (n + kChunk - 1) / kChunk;
@@ -32,9 +35,14 @@ double sum_of_squares(Stream& stream, const float* x, int64_t n) {
     for (int64_t c = begin; c < end; ++c)
       sums[size_t(c)] = cpu.sum_of_squares(x + c * kChunk, std::min(kChunk, n - c * kChunk));
   });
-  double total = 0;
-  for (double s : sums) total += s;
-  return total;
+  *sum = 0;
+  for (double s : sums) *sum += s;
+}
+
+void split_double([[maybe_unused]] Stream& stream, float* high, float* low, const double* x) {
+  LORASHARD_ON_CUDA(stream, split_double(stream, high, low, x));
+  *high = float(*x);
+  *low = float(*x - double(*high));
 }
 
 }  // namespace lorashard

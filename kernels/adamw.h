@@ -16,7 +16,10 @@ struct AdamWStep {
 void adamw(Stream& stream, float* p, float* m, float* v, const float* g, int64_t n,
            const AdamWStep& step);
 
-// Sum of x_i^2 in double, in an order that depends on n alone.
-double sum_of_squares(Stream& stream, const float* x, int64_t n);
+// *sum = sum of x_i^2 in double, in an order that depends on n alone. `sum` lies on the device.
+void sum_of_squares(Stream& stream, double* sum, const float* x, int64_t n);
+
+// *high = x rounded to fp32, *low = what is left of it, rounded to fp32. All lie on the device.
+void split_double(Stream& stream, float* high, float* low, const double* x);
 
 }  // namespace lorashard

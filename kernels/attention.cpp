@@ -5,6 +5,7 @@
 
 #include "kernels/cpu/attention_task.h"
 #include "kernels/cpu/table.h"
+#include "kernels/cuda/dispatch.h"
 #include "kernels/parallel_for.h"
 #include "kernels/profile.h"
 
@@ -94,6 +95,7 @@ void run(Stream& stream, const std::vector<AttentionTask>& tasks, bool backward)
 
 void attention_forward(Stream& stream, Matrix o, Matrix lse, ConstMatrix q, ConstMatrix k,
                        ConstMatrix v, const Sequences& sequences, const AttentionShape& shape) {
+  LORASHARD_ON_CUDA(stream, attention_forward(stream, o, lse, q, k, v, sequences, shape));
   const ProfileSpan span("kernel", "attention_forward");
   // Rows are independent: a task is one block of rows, the last and longest first.
   std::vector<AttentionTask> tasks;
@@ -122,6 +124,8 @@ void attention_forward(Stream& stream, Matrix o, Matrix lse, ConstMatrix q, Cons
 void attention_backward(Stream& stream, Matrix dq, Matrix dk, Matrix dv, ConstMatrix d_o,
                         ConstMatrix q, ConstMatrix k, ConstMatrix v, ConstMatrix o, ConstMatrix lse,
                         const Sequences& sequences, const AttentionShape& shape) {
+  LORASHARD_ON_CUDA(stream,
+                    attention_backward(stream, dq, dk, dv, d_o, q, k, v, o, lse, sequences, shape));
   const ProfileSpan span("kernel", "attention_backward");
   const Tensors tensors{.q = q,
                         .k = k,

@@ -25,7 +25,9 @@ struct AttentionShape {
 // its last key, so with a cache there are more keys than queries. In training both are the same.
 // REQUIRES: no sequence has more queries than keys.
 struct Sequences {
-  std::span<const int32_t> q_offsets, kv_offsets;
+  std::span<const int32_t> q_offsets, kv_offsets;  // in host memory
+  // The same on the stream's device; the CPU does without.
+  const int32_t *device_q_offsets = nullptr, *device_kv_offsets = nullptr;
 };
 
 // o(Tq, heads*D), lse(Tq, heads) F32 = log-sum-exp of the scaled scores, kept for backward (may be

@@ -17,8 +17,9 @@ void cross_entropy_stats(Stream& stream, Matrix stats, ConstMatrix logits, const
 void cross_entropy_gradient(Stream& stream, Matrix logits, const float* lse, const int32_t* labels,
                             int64_t first, float factor);
 
-// Joins the ranks' statistics (ranks*R, 3), rank after rank: lse gets R values, and the sum over
-// the rows of lse - label's logit is returned, formed in double in row order.
-double cross_entropy_combine(Stream& stream, float* lse, ConstMatrix stats, int ranks);
+// Joins the ranks' statistics (ranks*R, 3), rank after rank: lse gets R values, and *loss grows by
+// the sum over the rows of lse - label's logit, formed in double in row order. Both lie on the
+// stream's device, as `labels` and `lse` above.
+void cross_entropy_combine(Stream& stream, float* lse, double* loss, ConstMatrix stats, int ranks);
 
 }  // namespace lorashard

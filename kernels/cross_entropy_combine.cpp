@@ -2,13 +2,16 @@
 #include <cmath>
 
 #include "kernels/cross_entropy.h"
+#include "kernels/cuda/dispatch.h"
 
 namespace lorashard {
 
-double cross_entropy_combine(Stream&, float* lse, ConstMatrix stats, int ranks) {
+void cross_entropy_combine([[maybe_unused]] Stream& stream, float* lse, double* loss,
+                           ConstMatrix stats, int ranks) {
+  LORASHARD_ON_CUDA(stream, cross_entropy_combine(stream, lse, loss, stats, ranks));
   const auto* s = static_cast<const float*>(stats.data);
   const int64_t rows = stats.rows / ranks;
-  double loss = 0;
+  double rows_loss = 0;
   for (int64_t r = 0; r < rows; ++r) {
     const auto entry = [&](int rank) { return s + (rank * rows + r) * 3; };
     float maximum = entry(0)[0];
@@ -20,9 +23,9 @@ double cross_entropy_combine(Stream&, float* lse, ConstMatrix stats, int ranks) 
     }
     const double row_lse = maximum + std::log(sum);
     lse[r] = float(row_lse);
-    loss += row_lse - label;
+    rows_loss += row_lse - label;
   }
-  return loss;
+  *loss += rows_loss;
 }
 
 }  // namespace lorashard

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/cpu/table.h"
+#include "kernels/cuda/dispatch.h"
 #include "kernels/parallel_for.h"
 #include "kernels/profile.h"
 
@@ -10,6 +11,7 @@ namespace lorashard {
 
 void dropout(Stream& stream, Matrix y, ConstMatrix x, uint64_t seed, uint32_t site,
              const uint64_t* row_keys, int64_t first_col, float p, bool accumulate) {
+  LORASHARD_ON_CUDA(stream, dropout(stream, y, x, seed, site, row_keys, first_col, p, accumulate));
   const ProfileSpan span("kernel", "dropout");
   const CpuKernels& cpu = cpu_kernels();
   // uniform01(word) >= p in integers: uniform01 is (word >> 8) / 2^24.

@@ -3,6 +3,7 @@
 #include <cassert>
 
 #include "kernels/cpu/table.h"
+#include "kernels/cuda/dispatch.h"
 #include "kernels/parallel_for.h"
 #include "kernels/profile.h"
 
@@ -15,6 +16,7 @@ int64_t rows_worth_a_thread(int64_t cols) { return 16384 / std::max<int64_t>(col
 }  // namespace
 
 void convert(Stream& stream, Matrix y, ConstMatrix x) {
+  LORASHARD_ON_CUDA(stream, convert(stream, y, x));
   const ProfileSpan span("kernel", "convert");
   const CpuKernels& cpu = cpu_kernels();
   assert(y.rows == x.rows && y.cols == x.cols);
@@ -25,6 +27,7 @@ void convert(Stream& stream, Matrix y, ConstMatrix x) {
 }
 
 void fill_zero(Stream& stream, Matrix y) {
+  LORASHARD_ON_CUDA(stream, fill_zero(stream, y));
   const ProfileSpan span("kernel", "fill_zero");
   parallel_for(stream, y.rows, rows_worth_a_thread(y.cols), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) std::fill_n(y.at(t, 0), y.cols * size_of(y.dtype), 0);
@@ -32,6 +35,7 @@ void fill_zero(Stream& stream, Matrix y) {
 }
 
 void add(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b) {
+  LORASHARD_ON_CUDA(stream, add(stream, y, a, b));
   const ProfileSpan span("kernel", "add");
   const CpuKernels& cpu = cpu_kernels();
   parallel_for(stream, y.rows, rows_worth_a_thread(y.cols), [&](int64_t begin, int64_t end) {
@@ -41,6 +45,7 @@ void add(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b) {
 }
 
 void add_bias(Stream& stream, Matrix y, ConstMatrix bias) {
+  LORASHARD_ON_CUDA(stream, add_bias(stream, y, bias));
   const ProfileSpan span("kernel", "add_bias");
   const CpuKernels& cpu = cpu_kernels();
   parallel_for(stream, y.rows, rows_worth_a_thread(y.cols), [&](int64_t begin, int64_t end) {
@@ -50,6 +55,7 @@ void add_bias(Stream& stream, Matrix y, ConstMatrix bias) {
 }
 
 void scale(Stream& stream, Matrix y, float factor) {
+  LORASHARD_ON_CUDA(stream, scale(stream, y, factor));
   const ProfileSpan span("kernel", "scale");
   const CpuKernels& cpu = cpu_kernels();
   parallel_for(stream, y.rows, rows_worth_a_thread(y.cols), [&](int64_t begin, int64_t end) {

@@ -9,6 +9,7 @@
 
 #include "configs/error.h"
 #include "kernels/cpu/table.h"
+#include "kernels/cuda/dispatch.h"
 #include "kernels/matmul_paths.h"
 #include "kernels/parallel_for.h"
 #include "kernels/profile.h"
@@ -236,14 +237,17 @@ void matmul_tn(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b, float alp
 
 void matmul_nt(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta) {
   const ProfileSpan span("kernel", "matmul_nt", flops(y, x.cols));
+  LORASHARD_ON_CUDA(stream, matmul_nt(stream, y, x, w, alpha, beta));
   matmul_nt(stream, y, x, w, alpha, beta, ProductPath::AUTO);
 }
 void matmul_nn(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta) {
   const ProfileSpan span("kernel", "matmul_nn", flops(y, x.cols));
+  LORASHARD_ON_CUDA(stream, matmul_nn(stream, y, x, w, alpha, beta));
   matmul_nn(stream, y, x, w, alpha, beta, ProductPath::AUTO);
 }
 void matmul_tn(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b, float alpha, float beta) {
   const ProfileSpan span("kernel", "matmul_tn", flops(y, a.rows));
+  LORASHARD_ON_CUDA(stream, matmul_tn(stream, y, a, b, alpha, beta));
   matmul_tn(stream, y, a, b, alpha, beta, ProductPath::AUTO);
 }
 

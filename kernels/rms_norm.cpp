@@ -3,6 +3,7 @@
 #include <cassert>
 
 #include "kernels/cpu/table.h"
+#include "kernels/cuda/dispatch.h"
 #include "kernels/parallel_for.h"
 #include "kernels/profile.h"
 
@@ -22,6 +23,7 @@ const float* full_gain(Stream& stream, ConstMatrix gain, float offset) {
 
 void rms_norm_forward(Stream& stream, Matrix y, Matrix rstd, ConstMatrix x, ConstMatrix gain,
                       float eps, float gain_offset) {
+  LORASHARD_ON_CUDA(stream, rms_norm_forward(stream, y, rstd, x, gain, eps, gain_offset));
   const ProfileSpan span("kernel", "rms_norm_forward");
   const CpuKernels& cpu = cpu_kernels();
   const int64_t d = gain.cols, groups = d ? x.cols / d : 0;
@@ -38,6 +40,8 @@ void rms_norm_forward(Stream& stream, Matrix y, Matrix rstd, ConstMatrix x, Cons
 
 void rms_norm_backward(Stream& stream, Matrix dx, ConstMatrix dy, ConstMatrix x, ConstMatrix rstd,
                        ConstMatrix gain, float gain_offset, bool accumulate) {
+  LORASHARD_ON_CUDA(stream,
+                    rms_norm_backward(stream, dx, dy, x, rstd, gain, gain_offset, accumulate));
   const ProfileSpan span("kernel", "rms_norm_backward");
   const CpuKernels& cpu = cpu_kernels();
   const int64_t d = gain.cols, groups = d ? x.cols / d : 0;

@@ -3,6 +3,7 @@
 #include <cassert>
 
 #include "kernels/cpu/table.h"
+#include "kernels/cuda/dispatch.h"
 #include "kernels/parallel_for.h"
 #include "kernels/profile.h"
 
@@ -10,6 +11,7 @@ namespace lorashard {
 
 void rope(Stream& stream, Matrix x, int64_t heads, const int32_t* positions, ConstMatrix cos_sin,
           bool inverse) {
+  LORASHARD_ON_CUDA(stream, rope(stream, x, heads, positions, cos_sin, inverse));
   const ProfileSpan span("kernel", "rope");
   if (heads == 0) return;
   const CpuKernels& cpu = cpu_kernels();

@@ -2,12 +2,14 @@
 
 #include <cstring>
 
+#include "kernels/cuda/dispatch.h"
 #include "kernels/elementwise.h"
 #include "kernels/profile.h"
 
 namespace lorashard {
 
 void gather_rows(Stream& stream, Matrix y, ConstMatrix x, const int32_t* rows) {
+  LORASHARD_ON_CUDA(stream, gather_rows(stream, y, x, rows));
   const ProfileSpan span("kernel", "gather_rows");
   const size_t bytes = size_t(y.cols * size_of(y.dtype));
 #pragma omp parallel for num_threads(stream.threads())
@@ -15,6 +17,7 @@ void gather_rows(Stream& stream, Matrix y, ConstMatrix x, const int32_t* rows) {
 }
 
 void scatter_rows(Stream& stream, Matrix y, ConstMatrix x, const int32_t* rows) {
+  LORASHARD_ON_CUDA(stream, scatter_rows(stream, y, x, rows));
   const ProfileSpan span("kernel", "scatter_rows");
   fill_zero(stream, y);
   const size_t bytes = size_t(y.cols * size_of(y.dtype));

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "configs/error.h"
+#include "kernels/cuda/dispatch.h"
 
 namespace lorashard {
 namespace {
@@ -49,6 +50,17 @@ void unmap(void* p, size_t bytes) {
   if (p) munmap(p, rounded(bytes));
 }
 
+// Zeroed memory of the stream's device, and its end.
+void* allocate([[maybe_unused]] Stream& stream, size_t bytes) {
+  LORASHARD_ON_CUDA(stream, allocate(stream, bytes));
+  return map_zeroed(bytes);
+}
+
+void release([[maybe_unused]] Stream& stream, void* p, size_t bytes) {
+  LORASHARD_ON_CUDA(stream, release(stream, p));
+  unmap(p, bytes);
+}
+
 int allowed_cpus() {
   cpu_set_t set;
   CPU_ZERO(&set);
@@ -60,31 +72,57 @@ int allowed_cpus() {
 
 Stream::Stream(int threads) : threads_(threads > 0 ? threads : allowed_cpus()) {}
 
-Stream::~Stream() {
-  for (int i = 0; i < kSlots; ++i) unmap(scratch_[i], scratch_bytes_[i]);
+Stream::Stream(Backend backend, int threads, [[maybe_unused]] int device) : Stream(threads) {
+  if (backend == Backend::CPU) return;
+#if LORASHARD_CUDA
+  cuda_ = cuda::create_stream(device);
+#else
+  fail_run("compute.backend", "this program was built without the CUDA backend");
+#endif
 }
+
+Stream::~Stream() {
+  for (int i = 0; i < kSlots; ++i) release(*this, scratch_[i], scratch_bytes_[i]);
+#if LORASHARD_CUDA
+  if (cuda_) cuda::destroy_stream(cuda_);
+#endif
+}
+
+void Stream::synchronize() { LORASHARD_ON_CUDA(*this, synchronize(*this)); }
 
 void* Stream::scratch(int slot, size_t bytes) {
   if (bytes > scratch_bytes_[slot]) {
     // Doubling keeps a slowly growing user from mapping anew at every call.
     const size_t size = std::max(bytes, std::min(2 * scratch_bytes_[slot], size_t{64} << 20));
-    unmap(std::exchange(scratch_[slot], nullptr), std::exchange(scratch_bytes_[slot], 0));
-    scratch_[slot] = map_zeroed(size);
+    release(*this, std::exchange(scratch_[slot], nullptr), std::exchange(scratch_bytes_[slot], 0));
+    scratch_[slot] = allocate(*this, size);
     scratch_bytes_[slot] = size;
   }
   return scratch_[slot];
 }
 
-Buffer::Buffer(Stream&, size_t bytes) : data_(map_zeroed(bytes)), bytes_(bytes) {}
+Buffer::Buffer(Stream& stream, size_t bytes)
+    : data_(allocate(stream, bytes)),
+      bytes_(bytes),
+      stream_(stream.backend() == Backend::CUDA ? &stream : nullptr) {}
 
-Buffer::~Buffer() { unmap(data_, bytes_); }
+Buffer::~Buffer() {
+  if (stream_) {
+    release(*stream_, data_, bytes_);
+  } else {
+    unmap(data_, bytes_);  // the stream may be gone
+  }
+}
 
 Buffer::Buffer(Buffer&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+    : data_(std::exchange(other.data_, nullptr)),
+      bytes_(std::exchange(other.bytes_, 0)),
+      stream_(std::exchange(other.stream_, nullptr)) {}
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(bytes_, other.bytes_);
+  std::swap(stream_, other.stream_);
   return *this;
 }
 

@@ -1,7 +1,8 @@
 // Where kernels run: a backend, its threads and its scratch memory. Every kernel takes one.
 //
-// On the CPU a Stream executes at once. On CUDA it stands for a stream of the device, and a host
-// read of a result needs synchronize() first; code above kernels/ calls it in both cases.
+// On the CPU a Stream executes at once. On CUDA it stands for a stream of the device: kernels are
+// enqueued and their memory is the device's, which the host reaches through kernels/transfer.h
+// only. Code above kernels/ and parallel/ is written for the second case and runs on both.
 #pragma once
 
 #include <cstddef>
@@ -12,32 +13,41 @@ namespace lorashard {
 
 enum class Backend : uint8_t { CPU, CUDA };
 
+struct CudaStream;  // kernels/cuda/device.h
+
 class Stream {
  public:
   // `threads` worker threads per kernel; 0 takes what the process may run on.
   explicit Stream(int threads = 0);
+  // CPU: as above. CUDA: a stream of device number `device`. Error (status 3) if it does not
+  // answer.
+  Stream(Backend backend, int threads, int device = 0);
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
 
-  Backend backend() const { return Backend::CPU; }
+  Backend backend() const { return cuda_ ? Backend::CUDA : Backend::CPU; }
   int threads() const { return threads_; }
   // Waits until all that was enqueued is done.
-  void synchronize() {}
-  // Scratch memory of at least `bytes`, 64-byte aligned, valid until the next call of scratch() on
-  // the same slot. Slots 0 to 5 belong to kernels/, 6 and 7 to its callers. Grows, never shrinks.
+  void synchronize();
+  // What the CUDA backend keeps for the stream; null on the CPU.
+  CudaStream* cuda() const { return cuda_; }
+  // Scratch memory of the device of at least `bytes`, 64-byte aligned, valid until the next call of
+  // scratch() on the same slot. Slots 0 to 5 belong to kernels/, 6 and 7 to its callers. Grows,
+  // never shrinks.
   void* scratch(int slot, size_t bytes);
 
   static constexpr int kSlots = 8;
 
  private:
   int threads_;
+  CudaStream* cuda_ = nullptr;  // owned
   void* scratch_[kSlots] = {};
   size_t scratch_bytes_[kSlots] = {};
 };
 
 // Memory of the stream's device, 64-byte aligned (huge pages advised when large), zeroed; freed
-// with the owner.
+// with the owner, before the stream.
 class Buffer {
  public:
   Buffer() = default;
@@ -56,6 +66,7 @@ class Buffer {
  private:
   void* data_ = nullptr;
   size_t bytes_ = 0;
+  Stream* stream_ = nullptr;  // set if the memory is a CUDA device's
 };
 
 }  // namespace lorashard

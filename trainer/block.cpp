@@ -75,10 +75,8 @@ void attend_with_cache(const BlockContext& c, const BlockWeights& w, const Query
   convert(stream, cache.k.row_range(cache.used, rows), qk.k);
   convert(stream, cache.v.row_range(cache.used, rows), acts.v);
   cache.used += rows;
-  const std::array<int32_t, 2> kv_offsets{0, int32_t(cache.used)};
   attention_forward(stream, acts.o, {}, qk.q, cache.k.row_range(0, cache.used),
-                    cache.v.row_range(0, cache.used), {c.sequences.q_offsets, kv_offsets},
-                    shape_of(c, w));
+                    cache.v.row_range(0, cache.used), c.sequences, shape_of(c, w));
 }
 
 }  // namespace

@@ -60,7 +60,8 @@ int evaluate(const Config& config, const std::string& adapter_dir, const Ranks& 
       check_adapter_base(*adapter, adapter_dir, digest);
       factors.emplace(factors_of(stream, base->config(), *adapter, mesh));
     }
-    weights = load_weights(*base, mesh.tp_rank, mesh.tp_size, factors ? &*factors : nullptr);
+    weights =
+        load_weights(stream, *base, mesh.tp_rank, mesh.tp_size, factors ? &*factors : nullptr);
     model.emplace(stream, base->config(), weights, factors ? &*factors : nullptr, *mesh.tensor,
                   ModelOptions{.activation_type = activation_type(run),
                                .max_tokens = run.train().micro_batch_size() * run.data().seq_len(),

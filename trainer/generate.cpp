@@ -29,7 +29,7 @@ std::vector<int32_t> continue_ids(Model& model, const ModelConfig& config,
   std::vector<int32_t> ids = prompt;
   std::vector<int32_t> next = prompt;
   for (int64_t i = 0; i < options.max_new_tokens; ++i) {
-    model.decode(state, next, matrix(logits.data(), 1, config.vocab_size, DType::F32));
+    model.decode(state, next, logits);
     const int32_t token = pick_token(logits.data(), config.vocab_size, options.temperature,
                                      options.top_p, options.seed, int64_t(ids.size()));
     if (std::find(eos_ids.begin(), eos_ids.end(), token) != eos_ids.end()) break;
@@ -121,7 +121,7 @@ int generate(const GenerateOptions& options, const Ranks& ranks) {
   std::optional<Model> model;
   std::vector<std::optional<Factors>> factors;
   run_agreed(world, [&] {
-    weights = load_weights(*base, mesh.tp_rank, mesh.tp_size, nullptr);
+    weights = load_weights(stream, *base, mesh.tp_rank, mesh.tp_size, nullptr);
     model.emplace(
         stream, config, weights, nullptr, *mesh.tensor,
         ModelOptions{.activation_type = options.type,

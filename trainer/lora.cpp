@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cassert>
 #include <cmath>
-#include <cstring>
 #include <map>
 
 #include "configs/error.h"
 #include "kernels/random.h"
+#include "kernels/transfer.h"
 
 namespace lorashard {
 namespace {
@@ -33,7 +33,7 @@ int input_group(Split split) {
 
 Factors::Factors(Stream& stream, const ModelConfig& model, const std::vector<LinearModule>& modules,
                  const AdapterConfig& config, int tp_rank, int tp_size, int64_t tail)
-    : config_(config), tail_(tail) {
+    : config_(config), tail_(tail), stream_(&stream) {
   std::map<std::string, uint32_t> sites;
   for (const LinearModule& m : linear_modules(model)) {
     sites.emplace(m.name, uint32_t(sites.size()));
@@ -74,6 +74,7 @@ Factors::Factors(Stream& stream, const ModelConfig& model, const std::vector<Lin
   gradients_ = Buffer(stream, bytes(size_ + tail));
   first_moments_ = Buffer(stream, bytes(size_));
   second_moments_ = Buffer(stream, bytes(size_));
+  squares_ = Buffer(stream, sizeof(double));
 }
 
 const LoraModule* Factors::find(const std::string& name) const {
@@ -84,10 +85,10 @@ const LoraModule* Factors::find(const std::string& name) const {
 }
 
 void Factors::initialize(uint64_t seed) {
-  std::fill_n(values(), size_, 0.0f);
+  std::vector<float> flat(static_cast<size_t>(size_));
   for (const LoraModule& m : modules_) {
     const float bound = 1.0f / std::sqrt(float(m.linear.in_features));
-    float* a = values() + m.a_offset;
+    float* a = flat.data() + m.a_offset;
     const int64_t n = m.rank * m.linear.in_features;
     for (int64_t i = 0; i < n; i += 4) {
       const auto words = random_words(seed, Purpose::FactorInit, m.site, uint64_t(i / 4));
@@ -96,24 +97,37 @@ void Factors::initialize(uint64_t seed) {
       }
     }
   }
+  write(values(), flat);
+}
+
+std::vector<float> Factors::read(const float* flat) const {
+  return host_copy(*stream_, flat, size_);
+}
+
+void Factors::write(float* flat, const std::vector<float>& host) {
+  assert(int64_t(host.size()) == size_);
+  copy_to_device(*stream_, flat, host.data(), size_ * int64_t{sizeof(float)});
 }
 
 void Factors::load(const Adapter& adapter) {
   std::map<std::string, const AdapterModule*> by_name;
   for (const AdapterModule& m : adapter.modules) by_name.emplace(m.name, &m);
+  std::vector<float> flat(static_cast<size_t>(size_));
   for (const LoraModule& m : modules_) {
     const auto found = by_name.find(m.linear.name);
     assert(found != by_name.end());
     const AdapterModule& from = *found->second;
     assert(from.rank == m.rank);
-    std::copy(from.a.begin(), from.a.end(), values() + m.a_offset);
-    std::copy(from.b.begin(), from.b.end(), values() + m.b_offset);
+    std::copy(from.a.begin(), from.a.end(), flat.begin() + m.a_offset);
+    std::copy(from.b.begin(), from.b.end(), flat.begin() + m.b_offset);
   }
+  write(values(), flat);
 }
 
 Adapter Factors::to_adapter() const {
   Adapter adapter;
   adapter.config = config_;
+  const std::vector<float> flat = read(values());
   for (const LoraModule& m : modules_) {
     AdapterModule out;
     out.name = m.linear.name;
@@ -121,8 +135,9 @@ Adapter Factors::to_adapter() const {
     out.in_features = m.linear.in_features;
     out.out_features = m.linear.out_features;
     out.alpha = m.alpha;
-    out.a.assign(values() + m.a_offset, values() + m.a_offset + m.rank * m.linear.in_features);
-    out.b.assign(values() + m.b_offset, values() + m.b_offset + m.rank * m.linear.out_features);
+    const float *a = flat.data() + m.a_offset, *b = flat.data() + m.b_offset;
+    out.a.assign(a, a + m.rank * m.linear.in_features);
+    out.b.assign(b, b + m.rank * m.linear.out_features);
     adapter.modules.push_back(std::move(out));
   }
   return adapter;

@@ -28,8 +28,8 @@ struct LoraModule {
   int64_t size() const { return rank * (linear.in_features + linear.out_features); }
 };
 
-// Flat buffers of n floats. The gradient buffer has `tail` more floats behind it, which travel in
-// the same reduction (loss, token count, signals).
+// Flat buffers of n floats, on the stream's device. The gradient buffer has `tail` more floats
+// behind it, which travel in the same reduction (loss, token count, signals).
 class Factors {
  public:
   // Modules of layers that share an input (q k v; gate up) have their A factors one after the
@@ -46,6 +46,7 @@ class Factors {
   float* gradients() const { return gradients_.as<float>(); }
   float* first_moments() const { return first_moments_.as<float>(); }
   float* second_moments() const { return second_moments_.as<float>(); }
+  double* squares() const { return squares_.as<double>(); }  // one number, for the optimizer
   // The module of this name, or null.
   const LoraModule* find(const std::string& name) const;
 
@@ -69,12 +70,16 @@ class Factors {
   // Copies factor values in and out. REQUIRES: the adapter has the same modules and shapes.
   void load(const Adapter& adapter);
   Adapter to_adapter() const;
+  // Copies one of the flat buffers (size() floats) to the host and from it.
+  std::vector<float> read(const float* flat) const;
+  void write(float* flat, const std::vector<float>& host);
 
  private:
   AdapterConfig config_;
   std::vector<LoraModule> modules_;
   int64_t size_ = 0, tail_ = 0;
-  Buffer values_, gradients_, first_moments_, second_moments_;
+  Stream* stream_;
+  Buffer values_, gradients_, first_moments_, second_moments_, squares_;
 };
 
 }  // namespace lorashard

@@ -9,6 +9,7 @@
 #include "kernels/profile.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rows.h"
+#include "trainer/activations.h"
 
 namespace lorashard {
 namespace {
@@ -28,21 +29,26 @@ LossHead::LossHead(Stream& stream, const ModelConfig& config, const ModelWeights
   const int64_t widest = (config.vocab_size + tensor.size() - 1) / tensor.size() + 16;
   chunk_rows_ = std::clamp<int64_t>(kLogitsBytes / (widest * 4), 1,
                                     std::min(kMaxChunkRows, std::max<int64_t>(max_tokens, 1)));
-  int next = 0;
-  const auto allocate = [&](int64_t rows, int64_t cols, DType type) {
-    memory_[next] = Buffer(stream, size_t(rows * cols * size_of(type)));
-    return matrix(memory_[next++].data(), rows, cols, type);
+  const auto lay_out = [&](Arena& arena) {
+    picked_ = arena.take(max_tokens, hidden, activation_type);
+    normed_ = arena.take(max_tokens, hidden, activation_type);
+    rstd_ = arena.take(max_tokens, 1, DType::F32);
+    d_normed_ = arena.take(max_tokens, hidden, activation_type);
+    logits_ = arena.take(chunk_rows_, vocab, DType::F32);
+    stats_ = arena.take(tensor.size() * chunk_rows_, 3, DType::F32);
+    lse_ = arena.take(chunk_rows_, 1, DType::F32);
   };
-  picked_ = allocate(max_tokens, hidden, activation_type);
-  normed_ = allocate(max_tokens, hidden, activation_type);
-  rstd_ = allocate(max_tokens, 1, DType::F32);
-  d_normed_ = allocate(max_tokens, hidden, activation_type);
-  logits_ = allocate(chunk_rows_, vocab, DType::F32);
-  stats_ = allocate(tensor.size() * chunk_rows_, 3, DType::F32);
-  lse_.resize(size_t(chunk_rows_));
+  Arena counter;
+  lay_out(counter);
+  memory_ = Buffer(stream, counter.used());
+  Arena arena(memory_.data());
+  lay_out(arena);
+  sum_ = Buffer(stream, sizeof(double));
+  device_rows_ = Staged<int32_t>(stream, max_tokens);
+  device_labels_ = Staged<int32_t>(stream, max_tokens);
 }
 
-double LossHead::forward_backward(ConstMatrix x, std::span<const int32_t> labels, Matrix dx) {
+void LossHead::forward_backward(ConstMatrix x, std::span<const int32_t> labels, Matrix dx) {
   const ProfileSpan span("layer", "loss");
   rows_.clear();
   labels_.clear();
@@ -54,14 +60,16 @@ double LossHead::forward_backward(ConstMatrix x, std::span<const int32_t> labels
   const auto count = int64_t(rows_.size());
   const Matrix picked = picked_.row_range(0, count), normed = normed_.row_range(0, count);
   const Matrix rstd = rstd_.row_range(0, count), d_normed = d_normed_.row_range(0, count);
-  gather_rows(stream_, picked, x, rows_.data());
+  const int32_t* rows = device_rows_.put(rows_);
+  const int32_t* row_labels = device_labels_.put(labels_);
+  gather_rows(stream_, picked, x, rows);
   rms_norm_forward(stream_, normed, rstd, picked, weights_.final_norm, config_.rms_norm_eps,
                    config_.norm_gain_offset);
-  double loss = 0;
+  auto* lse = static_cast<float*>(lse_.data);
   for (int64_t begin = 0; begin < count; begin += chunk_rows_) {
     const int64_t n = std::min(chunk_rows_, count - begin);
     const Matrix logits = logits_.row_range(0, n);
-    const int32_t* chunk_labels = labels_.data() + begin;
+    const int32_t* chunk_labels = row_labels + begin;
     matmul_nt(stream_, logits, normed.row_range(begin, n), weights_.head);
     // Each rank's statistics in its own slot, zero elsewhere: the sum is a gather that also works
     // on device memory.
@@ -70,27 +78,23 @@ double LossHead::forward_backward(ConstMatrix x, std::span<const int32_t> labels
     cross_entropy_stats(stream_, all.row_range(n * tensor_.rank(), n), logits, chunk_labels,
                         weights_.vocabulary.begin);
     tensor_.all_reduce_sum(stream_, all, "loss.statistics");
-    loss += cross_entropy_combine(stream_, lse_.data(), all, tensor_.size());
+    cross_entropy_combine(stream_, lse, sum(), all, tensor_.size());
     if (!dx) continue;
-    cross_entropy_gradient(stream_, logits, lse_.data(), chunk_labels, weights_.vocabulary.begin,
-                           1.0f);
+    cross_entropy_gradient(stream_, logits, lse, chunk_labels, weights_.vocabulary.begin, 1.0f);
     matmul_nn(stream_, d_normed.row_range(begin, n), logits, weights_.head);
   }
   if (dx) {
     tensor_.all_reduce_sum(stream_, d_normed, "loss.head_backward");
     rms_norm_backward(stream_, d_normed, d_normed, picked, rstd, weights_.final_norm,
                       config_.norm_gain_offset, false);
-    scatter_rows(stream_, dx, d_normed, rows_.data());
+    scatter_rows(stream_, dx, d_normed, rows);
   }
-  return loss;
 }
 
-void LossHead::logits(ConstMatrix x, std::span<const int32_t> rows, Matrix logits) {
-  const auto n = int64_t(rows.size());
-  const Matrix picked = picked_.row_range(0, n), normed = normed_.row_range(0, n);
-  gather_rows(stream_, picked, x, rows.data());
-  rms_norm_forward(stream_, normed, {}, picked, weights_.final_norm, config_.rms_norm_eps,
-                   config_.norm_gain_offset);
+void LossHead::logits(ConstMatrix x, int64_t row, Matrix logits) {
+  const Matrix normed = normed_.row_range(0, 1);
+  rms_norm_forward(stream_, normed, {}, x.row_range(row, 1), weights_.final_norm,
+                   config_.rms_norm_eps, config_.norm_gain_offset);
   matmul_nt(stream_, logits, normed, weights_.head);
 }
 

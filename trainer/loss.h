@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/transfer.h"
 #include "parallel/collectives.h"
 #include "trainer/weights.h"
 
@@ -16,12 +17,15 @@ class LossHead {
   LossHead(Stream& stream, const ModelConfig& config, const ModelWeights& weights,
            Communicator& tensor, int64_t max_tokens, DType activation_type);
 
-  // The sum over counted rows of -log p(label), in double. labels: T entries, -100 not counted.
-  // Unless dx(T,H) is empty it gets the gradient of that sum for x(T,H), the same on every rank.
-  double forward_backward(ConstMatrix x, std::span<const int32_t> labels, Matrix dx);
+  // Adds the sum over counted rows of -log p(label), formed in double, to *sum(). labels: T entries
+  // in host memory, -100 not counted. Unless dx(T,H) is empty it gets the gradient of that sum for
+  // x(T,H), the same on every rank.
+  void forward_backward(ConstMatrix x, std::span<const int32_t> labels, Matrix dx);
+  // Where the losses add up, on the stream's device.
+  double* sum() const { return sum_.as<double>(); }
 
-  // logits(R, V of this rank) F32 for the given rows of x: for generation.
-  void logits(ConstMatrix x, std::span<const int32_t> rows, Matrix logits);
+  // logits(1, V of this rank) F32 for row `row` of x: for generation.
+  void logits(ConstMatrix x, int64_t row, Matrix logits);
 
   // Rows of logits computed at once.
   int64_t chunk_rows() const { return chunk_rows_; }
@@ -33,9 +37,9 @@ class LossHead {
   Communicator& tensor_;
   int64_t chunk_rows_;
   std::vector<int32_t> rows_, labels_;
-  std::vector<float> lse_;
-  Buffer memory_[6];
-  Matrix picked_, normed_, rstd_, d_normed_, logits_, stats_;
+  Staged<int32_t> device_rows_, device_labels_;
+  Buffer memory_, sum_;
+  Matrix picked_, normed_, rstd_, d_normed_, logits_, stats_, lse_;
 };
 
 }  // namespace lorashard

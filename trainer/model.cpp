@@ -8,7 +8,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/profile.h"
-#include "kernels/rows.h"
+#include "kernels/transfer.h"
 
 namespace lorashard {
 
@@ -16,7 +16,7 @@ namespace lorashard {
 struct Model::Pass {
   int64_t tokens;
   Sequences sequences;
-  const int32_t* positions;
+  const int32_t *ids, *positions;  // T, on the stream's device
   DropoutState dropout;
 };
 
@@ -30,9 +30,17 @@ Model::Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, F
       options_(options),
       loss_(stream, config, weights, tensor, options.max_tokens, options.activation_type) {
   plan();
+  ids_ = Staged<int32_t>(stream, options.max_tokens);
+  positions_ = Staged<int32_t>(stream, options.max_tokens);
+  offsets_ = Staged<int32_t>(stream, options.max_tokens + 1);
+  kv_offsets_ = Staged<int32_t>(stream, 2);
+  row_keys_ = Staged<uint64_t>(stream, options.max_tokens);
   rope_memory_ = Buffer(stream, size_t(options.max_positions * config.head_dim) * sizeof(float));
   rope_table_ = matrix(rope_memory_.data(), options.max_positions, config.head_dim, DType::F32);
-  fill_rope_table(rope_table_, config.rope, config.head_dim);
+  std::vector<float> rope(static_cast<size_t>(options.max_positions * config.head_dim));
+  fill_rope_table(matrix(rope.data(), options.max_positions, config.head_dim, DType::F32),
+                  config.rope, config.head_dim);
+  copy_to_device(stream, rope_table_.data, rope.data(), int64_t(rope_memory_.bytes()));
   for (int64_t l = 0; l < config.layers; ++l) {
     const std::string prefix = "layer." + std::to_string(l) + ".";
     labels_.push_back({prefix + "attention.forward", prefix + "mlp.forward",
@@ -83,9 +91,23 @@ void Model::use_factors(Factors* factors) {
   plan();
 }
 
-Matrix Model::embed(std::span<const int32_t> ids) {
-  const Matrix x = activations_.residual[0].row_range(0, int64_t(ids.size()));
-  embedding_forward(stream_, x, ids.data(), weights_.embedding, weights_.vocabulary.begin,
+// The micro-batch as kernels see it.
+Model::Pass Model::stage(const MicroBatch& batch, bool training) {
+  const int32_t* offsets = offsets_.put(batch.offsets);
+  Pass pass{.tokens = int64_t(batch.ids.size()),
+            .sequences = {batch.offsets, batch.offsets, offsets, offsets},
+            .ids = ids_.put(batch.ids),
+            .positions = positions_.put(batch.positions),
+            .dropout = {}};
+  if (training && options_.dropout > 0) {
+    pass.dropout = {options_.dropout, options_.seed, row_keys_.put(batch.row_keys)};
+  }
+  return pass;
+}
+
+Matrix Model::embed(const Pass& pass) {
+  const Matrix x = activations_.residual[0].row_range(0, pass.tokens);
+  embedding_forward(stream_, x, pass.ids, weights_.embedding, weights_.vocabulary.begin,
                     config_.embedding_scale);
   tensor_.all_reduce_sum(stream_, x, "embedding");
   return x;
@@ -134,19 +156,17 @@ void Model::run_layers(const Pass& pass, DecodeState* state) {
   }
 }
 
-double Model::forward_backward(const MicroBatch& batch) {
+void Model::clear_loss() { fill_zero(stream_, matrix(loss_.sum(), 1, 2, DType::F32)); }
+
+void Model::forward_backward(const MicroBatch& batch) {
   assert(options_.training && factors_);
-  const auto tokens = int64_t(batch.ids.size());
-  const Pass pass{tokens,
-                  {batch.offsets, batch.offsets},
-                  batch.positions.data(),
-                  {options_.dropout, options_.seed, batch.row_keys.data()}};
-  embed(batch.ids);
+  const Pass pass = stage(batch, true);
+  const int64_t tokens = pass.tokens;
+  embed(pass);
   run_layers(pass, nullptr);
 
   const Matrix dx = activations_.dx.row_range(0, tokens);
-  const double loss =
-      loss_.forward_backward(activations_.residual.back().row_range(0, tokens), batch.labels, dx);
+  loss_.forward_backward(activations_.residual.back().row_range(0, tokens), batch.labels, dx);
 
   const BlockScratch scratch = first_rows(activations_.scratch, tokens);
   const LinearContext linear{.stream = stream_,
@@ -166,17 +186,16 @@ double Model::forward_backward(const MicroBatch& batch) {
     if (!activations_.kept[i]) block_recompute(c, w, x_in, x_mid, acts);
     block_backward(c, w, labels_[size_t(l)], x_in, x_mid, dx, acts, l == dims_.first_layer);
   }
-  return loss;
 }
 
 double Model::evaluate(const MicroBatch& batch) {
-  const auto tokens = int64_t(batch.ids.size());
-  if (tokens > 0) embed(batch.ids);
-  const Pass pass{tokens, {batch.offsets, batch.offsets}, batch.positions.data(), {}};
-  if (tokens == 0) return 0;
+  if (batch.ids.empty()) return 0;
+  const Pass pass = stage(batch, false);
+  embed(pass);
   run_layers(pass, nullptr);
-  return loss_.forward_backward(activations_.residual.back().row_range(0, tokens), batch.labels,
-                                {});
+  clear_loss();
+  loss_.forward_backward(activations_.residual.back().row_range(0, pass.tokens), batch.labels, {});
+  return host_copy(stream_, loss_sum(), 1)[0];
 }
 
 DecodeState Model::new_sequence(int64_t capacity) {
@@ -198,25 +217,33 @@ DecodeState Model::new_sequence(int64_t capacity) {
   return state;
 }
 
-void Model::decode(DecodeState& state, std::span<const int32_t> tokens, Matrix logits) {
+void Model::decode(DecodeState& state, std::span<const int32_t> tokens, std::span<float> logits) {
   assert(!tokens.empty());
+  if (logits_.bytes() == 0) logits_ = Buffer(stream_, logits.size_bytes());
+  const Matrix all = matrix(logits_.data(), 1, int64_t(logits.size()), DType::F32);
   while (!tokens.empty()) {
     const auto piece = tokens.first(std::min(tokens.size(), size_t(options_.max_tokens)));
     tokens = tokens.subspan(piece.size());
     const auto n = int32_t(piece.size());
     std::vector<int32_t> positions(piece.size());
     std::iota(positions.begin(), positions.end(), int32_t(state.position));
-    const std::array<int32_t, 2> offsets{0, n};
-    embed(piece);
-    run_layers({n, {offsets, offsets}, positions.data(), {}}, &state);
+    const std::array<int32_t, 2> offsets{0, n}, kv_offsets{0, int32_t(state.position) + n};
+    const Pass pass{
+        .tokens = n,
+        .sequences = {offsets, kv_offsets, offsets_.put(offsets), kv_offsets_.put(kv_offsets)},
+        .ids = ids_.put(piece),
+        .positions = positions_.put(positions),
+        .dropout = {}};
+    embed(pass);
+    run_layers(pass, &state);
     state.position += n;
     if (!tokens.empty()) continue;
     // Each rank's slice in its place, zero elsewhere; the sum is the whole row.
-    fill_zero(stream_, logits);
-    const int32_t last = n - 1;
-    loss_.logits(activations_.residual.back().row_range(0, n), {&last, 1},
-                 logits.col_range(weights_.vocabulary.begin, weights_.vocabulary.size()));
-    tensor_.all_reduce_sum(stream_, logits, "logits");
+    fill_zero(stream_, all);
+    loss_.logits(activations_.residual.back(), n - 1,
+                 all.col_range(weights_.vocabulary.begin, weights_.vocabulary.size()));
+    tensor_.all_reduce_sum(stream_, all, "logits");
+    copy_to_host(stream_, logits.data(), all.data, int64_t(logits.size_bytes()));
   }
 }
 

@@ -37,17 +37,21 @@ class Model {
   Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, Factors* factors,
         Communicator& tensor, const ModelOptions& options);
 
-  // Adds the gradient of the sum of the micro-batch's counted losses to the factors' flat gradient
-  // and returns that sum. REQUIRES: training, factors.
-  double forward_backward(const MicroBatch& batch);
+  // Adds the gradient of the sum of the micro-batch's counted losses to the factors' flat gradient,
+  // and that sum to loss_sum(). Enqueued: nothing waits. REQUIRES: training, factors.
+  void forward_backward(const MicroBatch& batch);
+  // Sum of the losses since clear_loss(), one double on the stream's device.
+  const double* loss_sum() const { return loss_.sum(); }
+  void clear_loss();
   // The sum of the counted losses alone, without dropout.
   double evaluate(const MicroBatch& batch);
 
   // Other factors (null: the base alone) on the same loaded base. REQUIRES: not training.
   void use_factors(Factors* factors);
   DecodeState new_sequence(int64_t capacity);
-  // Appends tokens to the sequence; logits(1, vocab) F32 of the last one, whole on every rank.
-  void decode(DecodeState& state, std::span<const int32_t> tokens, Matrix logits);
+  // Appends tokens to the sequence; logits (vocab) of the last one, whole on every rank, come to
+  // the host.
+  void decode(DecodeState& state, std::span<const int32_t> tokens, std::span<float> logits);
 
   int64_t kept_layers() const { return dims_.kept_layers; }
   int64_t first_layer() const { return dims_.first_layer; }
@@ -55,8 +59,9 @@ class Model {
 
  private:
   struct Pass;
+  Pass stage(const MicroBatch& batch, bool training);
   void plan();
-  Matrix embed(std::span<const int32_t> ids);
+  Matrix embed(const Pass& pass);
   void run_layers(const Pass& pass, DecodeState* state);
   BlockContext context(const Pass& pass, const LinearContext& linear, const BlockScratch& s) const;
 
@@ -72,6 +77,9 @@ class Model {
   Matrix rope_table_;
   std::vector<BlockLabels> labels_;
   LossHead loss_;
+  Staged<int32_t> ids_, positions_, offsets_, kv_offsets_;
+  Staged<uint64_t> row_keys_;
+  Buffer logits_;  // of one token, when generating
 };
 
 // cos_sin table (positions, head_dim) of kernels/rope.h, angles formed in fp32 as Hugging Face

@@ -8,6 +8,7 @@
 
 #include "checkpoint/file_io.h"
 #include "configs/error.h"
+#include "kernels/transfer.h"
 
 namespace lorashard {
 namespace {
@@ -27,11 +28,11 @@ enum Slot {
 
 // A count as two floats whose sums over up to 4096 ranks stay exact.
 constexpr int64_t kCountBase = 4096;
-void put_count(float* tail, Slot high, Slot low, int64_t count) {
+void put_count(std::vector<float>& tail, Slot high, Slot low, int64_t count) {
   tail[high] = float(count / kCountBase);
   tail[low] = float(count % kCountBase);
 }
-int64_t get_count(const float* tail, Slot high, Slot low) {
+int64_t get_count(const std::vector<float>& tail, Slot high, Slot low) {
   return int64_t(tail[high]) * kCountBase + int64_t(tail[low]);
 }
 
@@ -40,32 +41,38 @@ int64_t get_count(const float* tail, Slot high, Slot low) {
 int64_t step_tail_floats(int world_size) { return kSlots + world_size; }
 
 StepCounts reduce_step(Stream& stream, Factors& factors, Communicator& world,
-                       const StepCounts& mine) {
+                       const StepCounts& mine, const double* loss_sum) {
   assert(factors.tail() == step_tail_floats(world.size()));
-  float* tail = factors.gradients() + factors.size();
-  std::fill_n(tail, factors.tail(), 0.0f);
-  tail[kLossHigh] = float(mine.loss_sum);
-  tail[kLossLow] = float(mine.loss_sum - double(tail[kLossHigh]));
+  std::vector<float> tail(static_cast<size_t>(factors.tail()));
   put_count(tail, kCountedHigh, kCountedLow, mine.counted);
   put_count(tail, kTokensHigh, kTokensLow, mine.tokens);
   tail[kInt] = mine.interrupted;
   tail[kTerm] = mine.terminated;
-  tail[kSlots + world.rank()] = float(mine.rss_mib);
+  tail[size_t(kSlots + world.rank())] = float(mine.rss_mib);
+  float* device_tail = factors.gradients() + factors.size();
+  const int64_t tail_bytes = factors.tail() * int64_t{sizeof(float)};
+  copy_to_device(stream, device_tail, tail.data(), tail_bytes);
+  if (loss_sum) {
+    split_double(stream, device_tail + kLossHigh, device_tail + kLossLow, loss_sum);
+  }
   world.all_reduce_sum(stream,
                        matrix(factors.gradients(), 1, factors.size() + factors.tail(), DType::F32),
                        "lora_gradient");
+  sum_of_squares(stream, factors.squares(), factors.gradients(), factors.size());
+  copy_to_host(stream, tail.data(), device_tail, tail_bytes);
   StepCounts sum;
+  sum.gradient_squares = host_copy(stream, factors.squares(), 1)[0];
   sum.loss_sum = double(tail[kLossHigh]) + double(tail[kLossLow]);
   sum.counted = get_count(tail, kCountedHigh, kCountedLow);
   sum.tokens = get_count(tail, kTokensHigh, kTokensLow);
   sum.interrupted = tail[kInt] > 0;
   sum.terminated = tail[kTerm] > 0;
-  sum.rss_mib = *std::max_element(tail + kSlots, tail + factors.tail());
+  sum.rss_mib = *std::max_element(tail.begin() + kSlots, tail.end());
   return sum;
 }
 
-double gradient_norm(Stream& stream, const Factors& factors, int64_t counted) {
-  return std::sqrt(sum_of_squares(stream, factors.gradients(), factors.size())) / double(counted);
+double gradient_norm(const StepCounts& sum) {
+  return std::sqrt(sum.gradient_squares) / double(std::max<int64_t>(sum.counted, 1));
 }
 
 void apply_step(Stream& stream, Factors& factors, const OptimizerSettings& settings,
@@ -86,14 +93,16 @@ void apply_step(Stream& stream, Factors& factors, const OptimizerSettings& setti
 void check_replicas(const Factors& factors, Communicator& world) {
   constexpr size_t kDigest = 16;  // characters of the SHA-256 kept: 64 bits
   const auto& modules = factors.modules();
+  const std::vector<float> flats[] = {factors.read(factors.values()),
+                                      factors.read(factors.first_moments()),
+                                      factors.read(factors.second_moments())};
   std::string mine;
   for (const LoraModule& m : modules) {
     std::string all;
-    for (const float* flat :
-         {factors.values(), factors.first_moments(), factors.second_moments()}) {
+    for (const std::vector<float>& flat : flats) {
       // A and B are not neighbours in the flat buffer.
-      all += sha256_hex(flat + m.a_offset, size_t(m.rank * m.linear.in_features) * 4);
-      all += sha256_hex(flat + m.b_offset, size_t(m.rank * m.linear.out_features) * 4);
+      all += sha256_hex(flat.data() + m.a_offset, size_t(m.rank * m.linear.in_features) * 4);
+      all += sha256_hex(flat.data() + m.b_offset, size_t(m.rank * m.linear.out_features) * 4);
     }
     mine += sha256_hex(all.data(), all.size()).substr(0, kDigest);
   }

@@ -77,15 +77,16 @@ ResumedRun load_run(const fs::path& run_dir, const ModelConfig& model, Factors& 
   if (!loaded) return {};
   check_same_run(*loaded, factors, counters, config);
   factors.load(loaded->state.adapter);
-  const auto copy = [](const std::vector<float>& from, float* to) {
-    std::copy(from.begin(), from.end(), to);
-  };
-  for (size_t i = 0; i < factors.modules().size(); ++i) {
-    const LoraModule& m = factors.modules()[i];
-    copy(loaded->state.first_moment[2 * i], factors.first_moments() + m.a_offset);
-    copy(loaded->state.first_moment[2 * i + 1], factors.first_moments() + m.b_offset);
-    copy(loaded->state.second_moment[2 * i], factors.second_moments() + m.a_offset);
-    copy(loaded->state.second_moment[2 * i + 1], factors.second_moments() + m.b_offset);
+  for (const auto& [parts, to] :
+       {std::pair{&loaded->state.first_moment, factors.first_moments()},
+        std::pair{&loaded->state.second_moment, factors.second_moments()}}) {
+    std::vector<float> flat(static_cast<size_t>(factors.size()));
+    for (size_t i = 0; i < factors.modules().size(); ++i) {
+      const LoraModule& m = factors.modules()[i];
+      std::copy((*parts)[2 * i].begin(), (*parts)[2 * i].end(), flat.begin() + m.a_offset);
+      std::copy((*parts)[2 * i + 1].begin(), (*parts)[2 * i + 1].end(), flat.begin() + m.b_offset);
+    }
+    factors.write(to, flat);
   }
   counters = loaded->state.counters;
   return {true, loaded->notes};
@@ -101,7 +102,9 @@ void share_run(ResumedRun& resumed, Factors& factors, TrainingCounters& counters
   counters.sequences_consumed = head[2];
   counters.tokens = head[3];
   for (float* flat : {factors.values(), factors.first_moments(), factors.second_moments()}) {
-    world.broadcast(flat, factors.size() * int64_t{sizeof(float)}, 0, "resume");
+    std::vector<float> host = factors.read(flat);
+    world.broadcast(host.data(), factors.size() * int64_t{sizeof(float)}, 0, "resume");
+    factors.write(flat, host);
   }
 }
 
@@ -111,11 +114,11 @@ std::vector<std::string> save_run(const fs::path& run_dir, const Factors& factor
                       .adapter = factors.to_adapter(),
                       .first_moment = {},
                       .second_moment = {}};
-  for (const LoraModule& m : factors.modules()) {
-    for (const auto& [flat, to] : {std::pair{factors.first_moments(), &state.first_moment},
+  for (const auto& [device, to] : {std::pair{factors.first_moments(), &state.first_moment},
                                    std::pair{factors.second_moments(), &state.second_moment}}) {
-      const float* a = flat + m.a_offset;
-      const float* b = flat + m.b_offset;
+    const std::vector<float> flat = factors.read(device);
+    for (const LoraModule& m : factors.modules()) {
+      const float *a = flat.data() + m.a_offset, *b = flat.data() + m.b_offset;
       to->emplace_back(a, a + m.rank * m.linear.in_features);
       to->emplace_back(b, b + m.rank * m.linear.out_features);
     }

@@ -12,6 +12,7 @@
 
 #include "checkpoint/training_state.h"
 #include "configs/error.h"
+#include "kernels/elementwise.h"
 #include "kernels/profile.h"
 #include "parallel/agree.h"
 #include "trainer/console.h"
@@ -255,7 +256,7 @@ void Trainer::start_or_resume() {
 
 void Trainer::make_model() {
   run_agreed(world_, [&] {
-    weights_ = load_weights(*base_, mesh_.tp_rank, mesh_.tp_size, &*factors_);
+    weights_ = load_weights(stream_, *base_, mesh_.tp_rank, mesh_.tp_size, &*factors_);
     model_.emplace(stream_, base_->config(), weights_, &*factors_, *mesh_.tensor,
                    model_options(run_, ranks_.host_ranks));
   });
@@ -267,12 +268,12 @@ void Trainer::make_model() {
 // Forward and backward over this rank's micro-batches of the step.
 StepCounts Trainer::accumulate_gradients() {
   StepCounts mine;
-  std::fill_n(factors_->gradients(), factors_->size(), 0.0f);
+  fill_zero(stream_, matrix(factors_->gradients(), 1, factors_->size(), DType::F32));
+  model_->clear_loss();
   for (int64_t m = 0; m < batches_->micro_batches(); ++m) {
     const MicroBatch batch = batches_->micro_batch(counters_.step, m);
-    const double loss = model_->forward_backward(batch);
+    model_->forward_backward(batch);
     if (mesh_.tp_rank != 0) continue;  // counted once in a tensor-parallel group
-    mine.loss_sum += loss;
     mine.counted += batch.counted;
     mine.tokens += int64_t(batch.ids.size());
   }
@@ -286,7 +287,7 @@ StepCounts Trainer::accumulate_gradients() {
 // Clips, updates, and counts the step.
 StepMetrics Trainer::optimizer_step(const StepCounts& sum) {
   const int64_t step = counters_.step;
-  const double norm = gradient_norm(stream_, *factors_, std::max<int64_t>(sum.counted, 1));
+  const double norm = gradient_norm(sum);
   check_step(sum, norm, step + 1, run_.data().train());
   const double rate = run_.optimizer().learning_rate() *
                       schedule_factor(schedule_kind(run_), step, run_.schedule().warmup_steps(),
@@ -323,7 +324,8 @@ int Trainer::run() {
   while (counters_.step < steps) {
     const auto start = std::chrono::steady_clock::now();
     const ProfileSpan span("step", "step");
-    const StepCounts sum = reduce_step(stream_, *factors_, world_, accumulate_gradients());
+    const StepCounts sum = reduce_step(stream_, *factors_, world_, accumulate_gradients(),
+                                       mesh_.tp_rank == 0 ? model_->loss_sum() : nullptr);
     StepMetrics line = optimizer_step(sum);
     line.step_time_s = seconds_since(start);
     line.tokens_per_s = double(sum.tokens) / line.step_time_s;

@@ -2,6 +2,8 @@
 
 #include <map>
 
+#include "kernels/transfer.h"
+
 namespace lorashard {
 namespace {
 
@@ -16,17 +18,31 @@ LinearGroup BlockWeights::*const kMembers[4] = {&BlockWeights::qkv, &BlockWeight
 
 std::string layer_name(int64_t layer) { return "model.layers." + std::to_string(layer) + "."; }
 
+// A slice on the stream's device: where the base holds it, or copied.
+ConstMatrix on_device(Stream& stream, WeightSlice slice, ModelWeights& weights) {
+  if (stream.backend() == Backend::CPU) {
+    weights.owners.push_back(std::move(slice.owner));
+    return slice.matrix;
+  }
+  const ConstMatrix& from = slice.matrix;
+  auto memory =
+      std::make_shared<Buffer>(stream, size_t(from.rows * from.cols * size_of(from.dtype)));
+  const Matrix to = matrix(memory->data(), from.rows, from.cols, from.dtype);
+  copy_matrix_to_device(stream, to, from);
+  weights.owners.push_back(std::move(memory));
+  return to;
+}
+
 }  // namespace
 
-ModelWeights load_weights(const BaseModel& base, int tp_rank, int tp_size, const Factors* factors) {
+ModelWeights load_weights(Stream& stream, const BaseModel& base, int tp_rank, int tp_size,
+                          const Factors* factors) {
   const ModelConfig& config = base.config();
   ModelWeights w;
   std::map<std::string, ConstMatrix> loaded;
   for (const TensorSpec& spec : model_tensors(config)) {
     const TensorPart part = tensor_part(config, spec.split, spec.rows, spec.cols, tp_rank, tp_size);
-    WeightSlice slice = base.slice(spec.name, part);
-    loaded[spec.name] = slice.matrix;
-    w.owners.push_back(std::move(slice.owner));
+    loaded[spec.name] = on_device(stream, base.slice(spec.name, part), w);
   }
   const auto get = [&](const std::string& name) {
     const auto found = loaded.find(name);

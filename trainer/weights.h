@@ -45,9 +45,11 @@ struct ModelWeights {
   std::vector<std::shared_ptr<const void>> owners;
 };
 
-// Loads rank tp_rank's part of tp_size. `factors` may be null (no adapter); it must outlive the
-// weights. Errors: status 2 naming file and tensor.
-ModelWeights load_weights(const BaseModel& base, int tp_rank, int tp_size, const Factors* factors);
+// Loads rank tp_rank's part of tp_size: on the CPU it stays in the mapped files where it can, on
+// CUDA it is copied to the device. `factors` may be null (no adapter); it must outlive the weights.
+// Errors: status 2 naming file and tensor.
+ModelWeights load_weights(Stream& stream, const BaseModel& base, int tp_rank, int tp_size,
+                          const Factors* factors);
 
 // Points the layers at other factors (null: none), for swapping adapters on one loaded base.
 void attach_factors(ModelWeights& weights, const ModelConfig& config, const Factors* factors);

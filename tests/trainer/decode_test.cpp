@@ -22,7 +22,7 @@ struct Decoder {
         adapter(read_adapter(golden("peft/" + name) / "adapter", linear_modules(base->config()))),
         mesh(make_mesh(world, world.size())),
         factors(factors_of(stream, base->config(), adapter, mesh)),
-        weights(load_weights(*base, mesh.tp_rank, mesh.tp_size, nullptr)),
+        weights(load_weights(stream, *base, mesh.tp_rank, mesh.tp_size, nullptr)),
         model(stream, base->config(), weights, nullptr, *mesh.tensor,
               {.max_tokens = 7, .max_positions = 64}) {}
 
@@ -31,8 +31,7 @@ struct Decoder {
     DecodeState state = model.new_sequence(int64_t(ids.size()));
     std::vector<float> logits(size_t(base->config().vocab_size));
     for (size_t i = 0; i < ids.size(); i += piece) {
-      model.decode(state, std::span(ids).subspan(i, std::min(piece, ids.size() - i)),
-                   matrix(logits.data(), 1, int64_t(logits.size()), DType::F32));
+      model.decode(state, std::span(ids).subspan(i, std::min(piece, ids.size() - i)), logits);
     }
     return logits;
   }
@@ -42,7 +41,7 @@ struct Decoder {
     std::vector<float> logits(size_t(base->config().vocab_size));
     std::vector<int32_t> out;
     while (out.size() < count) {
-      model.decode(state, ids, matrix(logits.data(), 1, int64_t(logits.size()), DType::F32));
+      model.decode(state, ids, logits);
       ids = {pick_token(logits.data(), int64_t(logits.size()), 0, 1, 0, 0)};
       out.push_back(ids[0]);
     }

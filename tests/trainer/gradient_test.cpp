@@ -31,6 +31,13 @@ MicroBatch two_sequences(int64_t vocab) {
   return batch;
 }
 
+// Adds the gradients; returns the loss of this batch alone.
+double loss_of(Stream& stream, Model& model, const MicroBatch& batch) {
+  model.clear_loss();
+  model.forward_backward(batch);
+  return host_copy(stream, model.loss_sum(), 1)[0];
+}
+
 class Gradient : public testing::TestWithParam<const char*> {};
 
 // A step of h in one factor changes the summed loss by g h + O(h^3) between +h and -h. The loss is
@@ -46,12 +53,12 @@ TEST_P(Gradient, EqualsDifferencesOfTheLoss) {
     const Mesh mesh = make_mesh(world, world.size());
     Factors factors =
         factors_of(stream, base->config(), adapter, mesh, step_tail_floats(world.size()));
-    ModelWeights weights = load_weights(*base, mesh.tp_rank, mesh.tp_size, &factors);
+    ModelWeights weights = load_weights(stream, *base, mesh.tp_rank, mesh.tp_size, &factors);
     Model model(stream, base->config(), weights, &factors, *mesh.tensor,
                 {.max_tokens = 32, .max_positions = 32, .training = true, .dropout = 0.2f});
     const MicroBatch batch = two_sequences(base->config().vocab_size);
     std::fill_n(factors.gradients(), factors.size(), 0.0f);
-    const double loss = model.forward_backward(batch);
+    const double loss = loss_of(stream, model, batch);
     EXPECT_TRUE(std::isfinite(loss));
     reduce_step(stream, factors, world, {});
     const std::vector<float> gradient(factors.gradients(), factors.gradients() + factors.size());
@@ -66,9 +73,9 @@ TEST_P(Gradient, EqualsDifferencesOfTheLoss) {
         float& value = factors.values()[offset + probe];
         const float before = value, h = 1e-2f;
         value = before + h;
-        const double up = model.forward_backward(batch);
+        const double up = loss_of(stream, model, batch);
         value = before - h;
-        const double down = model.forward_backward(batch);
+        const double down = loss_of(stream, model, batch);
         value = before;
         EXPECT_NEAR((up - down) / (2 * double(h)), gradient[size_t(offset + probe)], 1e-2 * largest)
             << m.linear.name;
@@ -87,13 +94,13 @@ TEST(ReduceStep, CountsStayExact) {
         read_adapter(golden("peft/llama2") / "adapter", linear_modules(base->config()));
     const Mesh mesh = make_mesh(world, 3);
     Factors factors = factors_of(stream, base->config(), adapter, mesh, step_tail_floats(3));
-    const StepCounts mine{.loss_sum = 1e7 + 0.125 * world.rank(),
-                          .counted = 16'777'217 + world.rank(),
+    const double loss = 1e7 + 0.125 * world.rank();
+    const StepCounts mine{.counted = 16'777'217 + world.rank(),
                           .tokens = 999'999'999,
                           .interrupted = false,
                           .terminated = world.rank() == 2,
                           .rss_mib = 100.0 + world.rank()};
-    const StepCounts sum = reduce_step(stream, factors, world, mine);
+    const StepCounts sum = reduce_step(stream, factors, world, mine, &loss);
     EXPECT_NEAR(sum.loss_sum, 3e7 + 0.375, 4) << "fp32 sums of the high parts";
     EXPECT_EQ(sum.counted, 3 * 16'777'217 + 3);
     EXPECT_EQ(sum.tokens, 2'999'999'997);

@@ -1,0 +1,82 @@
+// The CUDA twins of the kernels. Contracts are those of the public headers (kernels/*.h); every
+// pointer and matrix lies in device memory but where said otherwise, and calls enqueue and return.
+// Errors: status 3, naming the call and the device.
+#pragma once
+
+#include <string>
+
+#include "kernels/activation.h"
+#include "kernels/adamw.h"
+#include "kernels/attention.h"
+#include "kernels/stream.h"
+#include "kernels/tensor.h"
+
+namespace lorashard::cuda {
+
+// Devices that answer; 0 without a driver.
+int device_count();
+
+// stream.cpp, transfer.cpp
+CudaStream* create_stream(int device);
+void destroy_stream(CudaStream* stream);
+void synchronize(Stream& stream);
+void* allocate(Stream& stream, size_t bytes);
+void release(Stream& stream, void* memory);
+void copy_to_device(Stream& stream, void* device, const void* host, int64_t bytes);
+void copy_to_host(Stream& stream, void* host, const void* device, int64_t bytes);
+void copy_matrix_to_device(Stream& stream, Matrix device, ConstMatrix host);
+void* create_staging(Stream& stream, int64_t capacity);
+void destroy_staging(Stream& stream, void* staging);
+const void* stage(Stream& stream, void* staging, const void* host, int64_t bytes);
+
+// matmul.cpp (cuBLASLt)
+void matmul_nt(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta);
+void matmul_nn(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta);
+void matmul_tn(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b, float alpha, float beta);
+
+// attention.cpp chooses between attention_cudnn.cpp and attention_*.cu
+void attention_forward(Stream& stream, Matrix o, Matrix lse, ConstMatrix q, ConstMatrix k,
+                       ConstMatrix v, const Sequences& sequences, const AttentionShape& shape);
+void attention_backward(Stream& stream, Matrix dq, Matrix dk, Matrix dv, ConstMatrix d_o,
+                        ConstMatrix q, ConstMatrix k, ConstMatrix v, ConstMatrix o, ConstMatrix lse,
+                        const Sequences& sequences, const AttentionShape& shape);
+
+// elementwise.cu
+void convert(Stream& stream, Matrix y, ConstMatrix x);
+void fill_zero(Stream& stream, Matrix y);
+void add(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b);
+void add_bias(Stream& stream, Matrix y, ConstMatrix bias);
+void scale(Stream& stream, Matrix y, float factor);
+
+// rms_norm.cu, rope.cu, activation.cu, embedding.cu (look-up and rows), dropout.cu
+void rms_norm_forward(Stream& stream, Matrix y, Matrix rstd, ConstMatrix x, ConstMatrix gain,
+                      float eps, float gain_offset);
+void rms_norm_backward(Stream& stream, Matrix dx, ConstMatrix dy, ConstMatrix x, ConstMatrix rstd,
+                       ConstMatrix gain, float gain_offset, bool accumulate);
+void rope(Stream& stream, Matrix x, int64_t heads, const int32_t* positions, ConstMatrix cos_sin,
+          bool inverse);
+void gated_activation_forward(Stream& stream, Matrix y, ConstMatrix gate, ConstMatrix up,
+                              Activation f);
+void gated_activation_backward(Stream& stream, Matrix d_gate, Matrix d_up, ConstMatrix dy,
+                               ConstMatrix gate, ConstMatrix up, Activation f);
+void embedding_forward(Stream& stream, Matrix y, const int32_t* ids, ConstMatrix table,
+                       int64_t first_row, float factor);
+void gather_rows(Stream& stream, Matrix y, ConstMatrix x, const int32_t* rows);
+void scatter_rows(Stream& stream, Matrix y, ConstMatrix x, const int32_t* rows);
+void dropout(Stream& stream, Matrix y, ConstMatrix x, uint64_t seed, uint32_t site,
+             const uint64_t* row_keys, int64_t first_col, float p, bool accumulate);
+
+// cross_entropy.cu
+void cross_entropy_stats(Stream& stream, Matrix stats, ConstMatrix logits, const int32_t* labels,
+                         int64_t first);
+void cross_entropy_gradient(Stream& stream, Matrix logits, const float* lse, const int32_t* labels,
+                            int64_t first, float factor);
+void cross_entropy_combine(Stream& stream, float* lse, double* loss, ConstMatrix stats, int ranks);
+
+// adamw.cu
+void adamw(Stream& stream, float* p, float* m, float* v, const float* g, int64_t n,
+           const AdamWStep& step);
+void sum_of_squares(Stream& stream, double* sum, const float* x, int64_t n);
+void split_double(Stream& stream, float* high, float* low, const double* x);
+
+}  // namespace lorashard::cuda
