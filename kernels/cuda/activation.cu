@@ -106,7 +106,7 @@ void with_type(DType t, F body) {
   if (t == DType::F32)
     body.template operator()<float>();
   else
-    body.template operator()<Bf16>();
+    body.template operator()<bf16>();
 }
 
 }  // namespace
@@ -129,7 +129,8 @@ void gated_activation_backward(Stream& stream, Matrix d_gate, Matrix d_up, Const
   with_type(gate.dtype, [&]<class T>() {
     with_activation(f, [&]<Activation A>() {
       using Op = Backward<T, A>;
-      map(stream, Op{Output<T>(d_gate), Output<T>(d_up), Input<T>(dy), Input<T>(gate), Input<T>(up)},
+      map(stream,
+          Op{Output<T>(d_gate), Output<T>(d_up), Input<T>(dy), Input<T>(gate), Input<T>(up)},
           dy.rows, dy.cols, vectors_fit(Op::kColumns, {d_gate, d_up, dy, gate, up}));
     });
   });

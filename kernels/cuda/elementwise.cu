@@ -62,9 +62,9 @@ void with_storage_type(DType t, F f) {
   if (t == DType::F32)
     f.template operator()<float>();
   else if (t == DType::BF16)
-    f.template operator()<Bf16>();
+    f.template operator()<bf16>();
   else
-    f.template operator()<F16>();
+    f.template operator()<f16>();
 }
 
 }  // namespace

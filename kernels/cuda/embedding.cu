@@ -10,7 +10,7 @@ namespace {
 
 template <class T>
 struct LookUp {
-  static constexpr int kColumns = std::min(kVector<T>, kVector<Bf16>);
+  static constexpr int kColumns = kVector<T>;
   Output<T> y;
   Input<Any> table;
   const int32_t* ids;

@@ -1,11 +1,9 @@
 // How kernels read and write matrices: V neighbouring elements of a row at a time, as floats.
 //
-// An operand's element type is a template argument: float, Bf16, F16, or Any where the type is
+// An operand's element type is a template argument: float, bf16, f16, or Any where the type is
 // known at run time only. A kernel whose activations all have one type is compiled for that type;
 // every mixture runs the Any version, whose test of the type is the same for all threads.
 #pragma once
-
-#include <cuda_fp16.h>
 
 #include <initializer_list>
 
@@ -14,8 +12,6 @@
 
 namespace lorashard::cuda {
 
-using Bf16 = __nv_bfloat16;
-using F16 = __half;
 struct Any {};
 
 // Elements in a 16-byte access. Any: 16 bytes of F32, 8 of the others.
@@ -38,8 +34,8 @@ struct alignas(sizeof(T) * V > 16 ? 16 : sizeof(T) * V) Pack {
 };
 
 __device__ __forceinline__ float to_float(float x) { return x; }
-__device__ __forceinline__ float to_float(Bf16 x) { return __bfloat162float(x); }
-__device__ __forceinline__ float to_float(F16 x) { return __half2float(x); }
+__device__ __forceinline__ float to_float(bf16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_float(f16 x) { return __half2float(x); }
 
 template <int V, class T>
 __device__ __forceinline__ Floats<V> load(const T* p) {
@@ -60,7 +56,7 @@ __device__ __forceinline__ void store(float* p, const Floats<V>& x) {
 
 // Two at a time, for which there is one instruction.
 template <int V>
-__device__ __forceinline__ void store(Bf16* p, const Floats<V>& x) {
+__device__ __forceinline__ void store(bf16* p, const Floats<V>& x) {
   if constexpr (V == 1) {
     *p = __float2bfloat16_rn(x[0]);
   } else {
@@ -71,11 +67,11 @@ __device__ __forceinline__ void store(Bf16* p, const Floats<V>& x) {
   }
 }
 template <int V>
-__device__ __forceinline__ void store(F16* p, const Floats<V>& x) {
-  Pack<F16, V> pack;
+__device__ __forceinline__ void store(f16* p, const Floats<V>& x) {
+  Pack<f16, V> pack;
 #pragma unroll
   for (int i = 0; i < V; ++i) pack.e[i] = __float2half_rn(x[i]);
-  *reinterpret_cast<Pack<F16, V>*>(p) = pack;
+  *reinterpret_cast<Pack<f16, V>*>(p) = pack;
 }
 
 // A matrix that a kernel reads. No __restrict__: the contracts let outputs alias inputs.
@@ -102,8 +98,8 @@ struct Input<Any> {
   __device__ __forceinline__ Floats<V> at(int64_t row, int64_t col) const {
     const int64_t i = row * ld + col;
     if (type == DType::F32) return load<V>(static_cast<const float*>(data) + i);
-    if (type == DType::BF16) return load<V>(static_cast<const Bf16*>(data) + i);
-    return load<V>(static_cast<const F16*>(data) + i);
+    if (type == DType::BF16) return load<V>(static_cast<const bf16*>(data) + i);
+    return load<V>(static_cast<const f16*>(data) + i);
   }
 };
 
@@ -127,24 +123,24 @@ struct Output<Any> : Input<Any> {
     if (type == DType::F32)
       store<V>(static_cast<float*>(p) + i, x);
     else if (type == DType::BF16)
-      store<V>(static_cast<Bf16*>(p) + i, x);
+      store<V>(static_cast<bf16*>(p) + i, x);
     else
-      store<V>(static_cast<F16*>(p) + i, x);
+      store<V>(static_cast<f16*>(p) + i, x);
   }
 };
 
 // Calls f.template operator()<T>() with the type that all activations have, or Any.
 template <class F>
 void with_common_type(std::initializer_list<DType> types, F f) {
-  bool f32 = true, bf16 = true;
+  bool all_f32 = true, all_bf16 = true;
   for (DType t : types) {
-    f32 = f32 && t == DType::F32;
-    bf16 = bf16 && t == DType::BF16;
+    all_f32 = all_f32 && t == DType::F32;
+    all_bf16 = all_bf16 && t == DType::BF16;
   }
-  if (f32)
+  if (all_f32)
     f.template operator()<float>();
-  else if (bf16)
-    f.template operator()<Bf16>();
+  else if (all_bf16)
+    f.template operator()<bf16>();
   else
     f.template operator()<Any>();
 }

@@ -1,5 +1,7 @@
 #include "kernels/rope.h"
 
+#include <cassert>
+
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/map_rows.h"
 
@@ -16,11 +18,12 @@ struct Rotate {
   Input<float> cos_sin;
   const int32_t* positions;
   int64_t heads, d, r;
-  int64_t parts;  // rows of the pass a token
+  uint32_t parts;  // rows of the pass a token; tokens times heads stay below 2^31
   float sign;
   template <int V>
   __device__ void run(int64_t row, int64_t col) const {
-    const int64_t token = row / parts, first = (row - token * parts) * kHeads;
+    const uint32_t token = uint32_t(row) / parts, part = uint32_t(row) - token * parts;
+    const int64_t first = int64_t{part} * kHeads;
     const int64_t position = positions[token];
     const Floats<V> c = cos_sin.at<V>(position, col), s = cos_sin.at<V>(position, r + col);
     const int count = int(heads - first < kHeads ? heads - first : kHeads);
@@ -50,10 +53,11 @@ void rope(Stream& stream, Matrix x, int64_t heads, const int32_t* positions, Con
     using Op = Rotate<T>;
     const int64_t parts = (heads + Op::kHeads - 1) / Op::kHeads;
     // Both halves of every head must start at a whole vector.
-    const bool fits = d % Op::kColumns == 0 && r % Op::kColumns == 0 &&
-                      vectors_fit(Op::kColumns, {x, cos_sin});
+    const bool fits =
+        d % Op::kColumns == 0 && r % Op::kColumns == 0 && vectors_fit(Op::kColumns, {x, cos_sin});
+    assert(x.rows * parts <= INT32_MAX);
     map(stream,
-        Op{Output<T>(x), Input<float>(cos_sin), positions, heads, d, r, parts,
+        Op{Output<T>(x), Input<float>(cos_sin), positions, heads, d, r, uint32_t(parts),
            inverse ? -1.0f : 1.0f},
         x.rows * parts, r, fits);
   });
