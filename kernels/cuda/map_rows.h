@@ -47,19 +47,30 @@ inline int64_t block_width(int64_t units) {
   return best;
 }
 
+// How map_rows() and kernels like it share out (rows, cols): threads along x take vectors of
+// `columns` columns and then the columns left over, threads along y take rows.
+struct MapGrid {
+  dim3 grid, block;
+  int64_t vectors;  // in a row; 0 unless aligned
+};
+
+inline MapGrid map_grid(int64_t rows, int64_t cols, int64_t columns, bool aligned) {
+  const int64_t vectors = aligned ? cols / columns : 0;
+  const int64_t units = std::max(vectors, cols - vectors * columns);
+  const int64_t width = block_width(units), height = kMapThreads / width;
+  const int64_t across = std::min<int64_t>((units + width - 1) / width, INT32_MAX);
+  const int64_t down = std::min<int64_t>((rows + height - 1) / height, 65535);
+  return {dim3(unsigned(across), unsigned(down)), dim3(unsigned(width), unsigned(height)), vectors};
+}
+
 // Runs op over (rows, cols); aligned: the vector accesses of whole rows are allowed
 // (vectors_fit()). Otherwise, and in the last columns, elements are handled one by one.
 template <class Op>
 void map(Stream& stream, const Op& op, int64_t rows, int64_t cols, bool aligned) {
   if (rows == 0 || cols == 0) return;
-  const int64_t vectors = aligned ? cols / Op::kColumns : 0;
-  const int64_t units = std::max(vectors, cols - vectors * Op::kColumns);
-  const int64_t width = block_width(units), height = kMapThreads / width;
-  const int64_t across = std::min<int64_t>((units + width - 1) / width, INT32_MAX);
-  const int64_t down = std::min<int64_t>((rows + height - 1) / height, 65535);
-  LORASHARD_CUDA_CHECK(launch(map_rows<Op>, dim3(unsigned(across), unsigned(down)),
-                              dim3(unsigned(width), unsigned(height)), 0, stream_of(stream), op,
-                              rows, cols, vectors));
+  const MapGrid g = map_grid(rows, cols, Op::kColumns, aligned);
+  LORASHARD_CUDA_CHECK(
+      launch(map_rows<Op>, g.grid, g.block, 0, stream_of(stream), op, rows, cols, g.vectors));
 }
 
 // Makes one row of matrices of the same shape whose rows follow each other without gaps.
