@@ -25,7 +25,8 @@ __device__ __forceinline__ RowState row_state(const AttentionArgs<bf16>& a, cons
 template <int D>
 struct QueryTile {
   static constexpr int kM = D <= 64 ? 2 : 1;
-  static constexpr int kRows = kAttentionWarps * 16 * kM, kKeys = D <= 96 ? 64 : 32;
+  static constexpr int kRows = kAttentionWarps * 16 * kM;
+  static constexpr int kKeys = D == 32 || D == 96 ? 64 : 32;
   static constexpr size_t kBytes = 2 * tile_bytes<D>(kRows) + 4 * tile_bytes<D>(kKeys);
 };
 

@@ -81,7 +81,8 @@ __device__ __forceinline__ void product_of_rows(FragmentC (&s)[M][N / 8], const 
   for (int m = 0; m < M; ++m)
 #pragma unroll
     for (int n = 0; n < N / 8; ++n) s[m][n] = {};
-#pragma unroll
+  // Unrolled further, the loads that are moved ahead take registers that wide heads lack.
+#pragma unroll 2
   for (int k = 0; k < D; k += 16) {
     FragmentA a[M];
 #pragma unroll
