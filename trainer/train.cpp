@@ -378,7 +378,8 @@ void Trainer::report_data_notes() {
   const bool counts = mesh_.tp_rank == 0;  // a tensor-parallel group reads the same lines
   int64_t sums[2] = {counts ? train_data_->truncated_count() : 0,
                      counts ? train_data_->prompt_mismatches() : 0};
-  world_.all_reduce_sum(stream_, matrix(sums, 1, 2, DType::I64), "data_notes");
+  Stream host(1);  // the sums lie in host memory
+  world_.all_reduce_sum(host, matrix(sums, 1, 2, DType::I64), "data_notes");
   if (sums[0] > 0) {
     console_.line(fmt::format("note: {} sequence(s) were cut to data.seq_len {}", sums[0],
                               run_.data().seq_len()));
