@@ -131,12 +131,17 @@ def main():
     print(f"{bench.machine['cpu']}, {options.threads} threads, " +
           ", ".join(flag for flag, has in bench.machine["flags"].items() if has))
     print(f"PEFT: {bench.peft_versions}")
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        # One thread that has to wait for a processor holds up all that meet it at a barrier.
+        print(f"warning: load {load:.1f}: other programs run here, and figures of several threads "
+              "will be too low by any factor")
     for group in options.only:
         print(f"{group}:", flush=True)
-        begin = time.monotonic()
+        begin, load = time.monotonic(), os.getloadavg()
         bench.attempt(group, "-", GROUPS[group])
         bench.sample("group", group=group, seconds=time.monotonic() - begin,
-                     load=list(os.getloadavg()))
+                     load_before=list(load), load_after=list(os.getloadavg()))
         if options.json:  # after each group, so that a run that is cut short leaves its part
             with open(options.json + ".part", "w", encoding="utf-8") as file:
                 json.dump({"machine": bench.machine, "command": sys.argv, "quick": options.quick,

@@ -48,6 +48,14 @@ def finish(process, timeout, watch=None):
     return (None if late.is_set() else process.returncode), usage, seen
 
 
+def started(command, **arguments):
+    """A process in a session of its own."""
+    try:
+        return subprocess.Popen(command, start_new_session=True, **arguments)
+    except OSError as error:
+        raise Failed(f"{command[0]}: {error.strerror}") from error
+
+
 def running(process):
     return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
@@ -56,8 +64,7 @@ def timed(command, timeout, environment, stdin=None, stdout=subprocess.DEVNULL):
     """Runs a command: dict(seconds, cpu_seconds, peak_rss_mib). Fails on any other exit than 0."""
     begin = time.perf_counter()
     with open(os.path.join(environment["LORASHARD_BENCH_WORK"], "stderr"), "w+") as errors:
-        process = subprocess.Popen(command, env=environment, stdin=stdin, stdout=stdout,
-                                   stderr=errors, start_new_session=True)
+        process = started(command, env=environment, stdin=stdin, stdout=stdout, stderr=errors)
         status, usage, _ = finish(process, timeout)
         seconds = time.perf_counter() - begin
         if status != 0:
@@ -146,8 +153,8 @@ output {{ dir: {json.dumps(run)} }}
         begin = time.time()
         timeout = timeout or self.options.timeout
         with open(os.path.join(self.work, "stderr"), "w+") as errors:
-            process = subprocess.Popen(command, env=self.environment, stdout=subprocess.DEVNULL,
-                                       stderr=errors, start_new_session=True)
+            process = started(command, env=self.environment, stdout=subprocess.DEVNULL,
+                              stderr=errors)
             status, usage, seen = finish(process, timeout, watch)
             errors.seek(0)
             if status != 0:
@@ -222,8 +229,7 @@ output {{ dir: {json.dumps(run)} }}
         out = os.path.join(self.work, "peer.out")
         begin = time.perf_counter()
         with open(out, "w") as file, open(os.path.join(self.work, "stderr"), "w+") as errors:
-            process = subprocess.Popen(command, env=environment, stdout=file, stderr=errors,
-                                       start_new_session=True)
+            process = started(command, env=environment, stdout=file, stderr=errors)
             status, _, _ = finish(process, timeout)
             spent = time.perf_counter() - begin
             errors.seek(0)
