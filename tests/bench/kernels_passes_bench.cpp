@@ -4,6 +4,7 @@
 #include "kernels/activation.h"
 #include "kernels/adamw.h"
 #include "kernels/cross_entropy.h"
+#include "kernels/dequantize.h"
 #include "kernels/dropout.h"
 #include "kernels/embedding.h"
 #include "kernels/rms_norm.h"
@@ -97,6 +98,33 @@ void Convert(benchmark::State& state) {
   const Data x(1024, 4096, From), y(1024, 4096, To);
   report(state, double(size_of(From) + size_of(To)) * 1024 * 4096, copy_rate(),
          [&] { convert(stream(), y, x); });
+}
+// Quantised weights: the codes are read, and four or eight times as many bytes written.
+template <DType Y, bool QuantisedMaxima>
+void DequantizeNf4(benchmark::State& state) {
+  const int64_t n = 1024 * 4096;
+  const Data y(1024, 4096, Y), absmax(1, n / kNf4Block, F), levels(1, 256, F),
+      scales(1, n / kNf4Block / kNf4AbsmaxBlock, F);
+  std::vector<uint8_t> codes(size_t(n / 2), 0x5A), absmax_codes(size_t(n / kNf4Block), 200);
+  Nf4Matrix w{.codes = codes.data(), .rows = 1024, .cols = 4096, .ld = 4096};
+  if (QuantisedMaxima) {
+    w.absmax_codes = absmax_codes.data();
+    w.absmax_levels = levels.floats();
+    w.absmax_scales = scales.floats();
+  } else {
+    w.absmax = absmax.floats();
+  }
+  report(state, double(n) * (0.5 + double(size_of(Y))), copy_rate(),
+         [&] { dequantize_nf4(stream(), y, w); });
+}
+template <DType Y>
+void DequantizeInt8(benchmark::State& state) {
+  const Data y(1024, 4096, Y), scales(1, 1024, F);
+  std::vector<int8_t> codes(1024 * 4096, 77);
+  report(state, 1024.0 * 4096 * (1 + double(size_of(Y))), copy_rate(), [&] {
+    dequantize_int8(stream(), y, const_matrix(codes.data(), 1024, 4096, DType::I8),
+                    scales.floats());
+  });
 }
 template <DType T>
 void FillZero(benchmark::State& state) {
@@ -221,6 +249,11 @@ BENCHMARK(Convert<DType::BF16, DType::F32>);
 BENCHMARK(Convert<DType::F16, DType::F32>);
 BENCHMARK(Convert<DType::F32, DType::BF16>);
 BENCHMARK(Convert<DType::F32, DType::F16>);
+BENCHMARK(DequantizeNf4<DType::F32, false>);
+BENCHMARK(DequantizeNf4<DType::F32, true>);
+BENCHMARK(DequantizeNf4<DType::BF16, true>);
+BENCHMARK(DequantizeInt8<DType::F32>);
+BENCHMARK(DequantizeInt8<DType::BF16>);
 BENCHMARK(FillZero<DType::F32>);
 BENCHMARK(AddBias<DType::F32>);
 BENCHMARK(AddBias<DType::BF16>);
