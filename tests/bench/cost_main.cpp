@@ -172,6 +172,30 @@ void print_predictions() {
   }
 }
 
+// How much hangs on the assumed efficiencies.
+void print_range() {
+  std::printf(
+      "\n| efficiencies | products | attention forward, backward | memory | links | layers' sums "
+      "hidden | tokens/s a GPU: H100 | H200 | B200 |\n"
+      "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n");
+  const std::pair<const char*, Efficiency> cases[] = {
+      {"cautious", {0.50, 0.35, 0.30, 0.75, 0.60, 0}},
+      {"assumed", known_machines()[0].efficiency},
+      {"assumed, sums hidden", {0.70, 0.55, 0.45, 0.85, 0.78, 0.8}},
+      {"best known of each", {0.78, 0.65, 0.55, 0.92, 0.85, 0.8}}};
+  for (const auto& [name, e] : cases) {
+    std::printf("| %s | %.0f %% | %.0f %%, %.0f %% | %.0f %% | %.0f %% | %.0f %% |", name,
+                100 * e.products, 100 * e.attention_forward, 100 * e.attention_backward,
+                100 * e.memory, 100 * e.link, 100 * e.overlap);
+    for (Machine machine : known_machines()) {
+      machine.efficiency = e;
+      const TrainingJob job = mlperf_llama2_70b();
+      std::printf(" %.0f |", per_device(step_cost(job, machine), job));
+    }
+    std::printf("\n");
+  }
+}
+
 // Where a step goes, by kernel and purpose.
 void print_shares() {
   const TrainingJob job = mlperf_llama2_70b();
@@ -247,6 +271,7 @@ int run(int argc, char** argv) {
   if (*published) {
     print_published();
     print_predictions();
+    print_range();
     print_shares();
     print_needs();
   }

@@ -27,13 +27,13 @@ struct Counts {
 };
 
 struct Scene {
-  std::string name;  // of tests/golden/peft
+  std::string name = {};  // of tests/golden/peft
   int tensor = 1, data = 1;
   DType type = DType::F32;
   float dropout = 0;
   Recompute recompute = Recompute::None;
   size_t budget = 0;
-  std::vector<std::string> targets;  // empty: those of the golden adapter
+  std::vector<std::string> targets = {};  // empty: those of the golden adapter
 };
 
 // "layer.3.mlp.forward" -> "mlp.forward"
