@@ -104,10 +104,13 @@ void block_forward(const BlockContext& c, const BlockWeights& w, const BlockLabe
 }
 
 void block_recompute(const BlockContext& c, const BlockWeights& w, ConstMatrix x_in,
-                     ConstMatrix x_mid, const BlockActivations& acts) {
-  const QueryKey qk = project_qkv(c, w, x_in, acts, true);
-  attention_forward(c.linear.stream, acts.o, acts.lse, qk.q, qk.k, acts.v, c.sequences,
-                    shape_of(c, w));
+                     ConstMatrix x_mid, const BlockActivations& acts, Keep kept) {
+  if (kept == Keep::All) return;
+  if (kept == Keep::Nothing) {
+    const QueryKey qk = project_qkv(c, w, x_in, acts, true);
+    attention_forward(c.linear.stream, acts.o, acts.lse, qk.q, qk.k, acts.v, c.sequences,
+                      shape_of(c, w));
+  }
   project_gate_up(c, w, x_mid, acts, true);
 }
 
@@ -122,7 +125,9 @@ void block_backward(const BlockContext& c, const BlockWeights& w, const BlockLab
   const bool below_gate_up = below_o || w.o.adapted();
   const bool below_down = below_gate_up || w.gate_up.adapted();
 
-  gated_activation_forward(stream, s.mlp, acts.gate, acts.up, c.config.activation);
+  if (w.down.adapted()) {
+    gated_activation_forward(stream, s.mlp, acts.gate, acts.up, c.config.activation);
+  }
   linear_group_backward(c.linear, w.down, below_down ? s.d_mlp : Matrix{}, std::array{dx}, s.mlp,
                         acts.u_down);
   if (!below_down) return;

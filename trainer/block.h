@@ -67,9 +67,14 @@ void block_forward(const BlockContext& c, const BlockWeights& w, const BlockLabe
                    Matrix x_in, Matrix x_mid, Matrix x_out, const BlockActivations& acts,
                    KvCache* cache = nullptr);
 
-// Fills acts (but the u's) again from x_in and x_mid.
+// What a layer keeps for its backward pass besides x_in and x_mid; the rest is computed again.
+// Keep::Attention does without gate and up, which are more than half of it and cost two products of
+// the forward pass to rebuild.
+enum class Keep : uint8_t { Nothing, Attention, All };
+
+// Fills what was not kept of acts (the u's always are) again from x_in and x_mid.
 void block_recompute(const BlockContext& c, const BlockWeights& w, ConstMatrix x_in,
-                     ConstMatrix x_mid, const BlockActivations& acts);
+                     ConstMatrix x_mid, const BlockActivations& acts, Keep kept);
 
 // dx: the gradient of x_out in, of x_in out. In the lowest adapted layer (`lowest`) nothing below
 // needs a gradient: dx is then left undefined and what leads only to it is skipped.

@@ -68,20 +68,37 @@ void Model::plan() {
          !weights_.blocks[size_t(d.first_layer)].adapted()) {
     ++d.first_layer;
   }
-  const auto bytes_when_keeping = [&](int64_t kept) {
-    d.kept_layers = kept;
+  // Lays out everything in `arena`. The loss works in memory that the layers do not need then.
+  const auto lay_out = [&](Arena& arena) {
+    activations_ = plan_activations(arena, d, weights_.blocks);
+    arena.back_to(activations_.shared_at);
+    loss_.plan(arena);
+  };
+  const auto bytes = [&](int64_t keep_all, int64_t keep_attention) {
+    d.keep_all = keep_all;
+    d.keep_attention = keep_attention;
     Arena counter;
-    plan_activations(counter, d, weights_.blocks);
+    lay_out(counter);
     return counter.used();
   };
-  const int64_t all = d.backward ? d.layers - d.first_layer : 0;
-  int64_t kept = options_.recompute == Recompute::Full ? 0 : all;
+  const int64_t layers = d.backward ? d.layers - d.first_layer : 0;
+  int64_t keep_all = layers, keep_attention = 0;
+  if (options_.recompute == Recompute::Mlp) std::swap(keep_all, keep_attention);
+  if (options_.recompute == Recompute::Full) keep_all = 0;
   if (options_.recompute == Recompute::Auto && options_.memory_budget > 0) {
-    while (kept > 0 && bytes_when_keeping(kept) > options_.memory_budget) --kept;
+    // Gate and up go first: they give the most memory for the least work.
+    while (keep_all > 0 && bytes(keep_all, keep_attention) > options_.memory_budget) {
+      --keep_all;
+      ++keep_attention;
+    }
+    while (keep_attention > 0 && bytes(0, keep_attention) > options_.memory_budget) {
+      --keep_attention;
+    }
   }
-  memory_ = Buffer(stream_, bytes_when_keeping(kept));
+  memory_ = Buffer();  // before the new one exists
+  memory_ = Buffer(stream_, bytes(keep_all, keep_attention));
   Arena arena(memory_.data());
-  activations_ = plan_activations(arena, d, weights_.blocks);
+  lay_out(arena);
 }
 
 void Model::use_factors(Factors* factors) {
@@ -183,7 +200,7 @@ void Model::forward_backward(const MicroBatch& batch) {
     const Matrix x_in = activations_.residual[2 * i].row_range(0, tokens);
     const Matrix x_mid = activations_.residual[2 * i + 1].row_range(0, tokens);
     const ProfileSpan span("layer", labels_[size_t(l)].backward.c_str());
-    if (!activations_.kept[i]) block_recompute(c, w, x_in, x_mid, acts);
+    block_recompute(c, w, x_in, x_mid, acts, activations_.keep[i]);
     block_backward(c, w, labels_[size_t(l)], x_in, x_mid, dx, acts, l == dims_.first_layer);
   }
 }

@@ -11,7 +11,7 @@
 
 namespace lorashard {
 
-enum class Recompute : uint8_t { Auto, None, Full };
+enum class Recompute : uint8_t { Auto, None, Mlp, Full };
 
 struct ModelOptions {
   DType activation_type = DType::F32;
@@ -53,7 +53,11 @@ class Model {
   // the host.
   void decode(DecodeState& state, std::span<const int32_t> tokens, std::span<float> logits);
 
-  int64_t kept_layers() const { return dims_.kept_layers; }
+  // Layers that compute everything again, and those that only do their gate and up products.
+  int64_t recomputed_layers() const {
+    return dims_.layers - dims_.first_layer - dims_.keep_all - dims_.keep_attention;
+  }
+  int64_t recomputed_mlps() const { return dims_.keep_attention; }
   int64_t first_layer() const { return dims_.first_layer; }
   size_t activation_bytes() const { return memory_.bytes(); }
 

@@ -47,16 +47,26 @@ ScheduleKind schedule_kind(const RunConfig& run) {
   }
 }
 
+Recompute recompute(const RunConfig& run) {
+  switch (run.compute().recompute()) {
+    case RunConfig::Compute::Recompute::NONE:
+      return Recompute::None;
+    case RunConfig::Compute::Recompute::MLP:
+      return Recompute::Mlp;
+    case RunConfig::Compute::Recompute::FULL:
+      return Recompute::Full;
+    default:
+      return Recompute::Auto;
+  }
+}
+
 ModelOptions model_options(const RunConfig& run, int host_ranks) {
   ModelOptions o;
   o.activation_type = activation_type(run);
   o.max_tokens = run.train().micro_batch_size() * run.data().seq_len();
   o.max_positions = run.data().seq_len();
   o.training = true;
-  o.recompute = run.compute().recompute() == RunConfig::Compute::Recompute::FULL ? Recompute::Full
-                : run.compute().recompute() == RunConfig::Compute::Recompute::NONE
-                    ? Recompute::None
-                    : Recompute::Auto;
+  o.recompute = recompute(run);
   o.memory_budget = activation_budget(host_ranks);
   o.dropout = float(run.lora().dropout());
   o.seed = run.train().seed();
@@ -129,13 +139,12 @@ std::string describe(const BaseModel& base, const Factors& factors, const Model&
   for (const auto& t : base.tensors()) weights += t.rows() * t.cols();
   return fmt::format(
       "base {} ({}, {:.1f} M weights); {} modules adapted, {} trained weights ({:.3f} %)\n"
-      "TP={} x DP={}, {} thread(s) a rank; activations {:.0f} MiB a rank, {} of {} layers "
-      "recomputed",
+      "TP={} x DP={}, {} thread(s) a rank; activations {:.0f} MiB a rank; recomputed: {} layers, "
+      "gate and up of {} more, of {}",
       base.path(), base.config().architecture, double(weights) * 1e-6, factors.modules().size(),
       factors.size(), 100 * double(factors.size()) / double(weights), mesh.tp_size, mesh.dp_size,
-      threads, double(model.activation_bytes()) / double(1 << 20),
-      base.config().layers - model.first_layer() - model.kept_layers(),
-      base.config().layers - model.first_layer());
+      threads, double(model.activation_bytes()) / double(1 << 20), model.recomputed_layers(),
+      model.recomputed_mlps(), base.config().layers - model.first_layer());
 }
 
 // One run. The constructor is start-up, phase by phase, each agreed on by all ranks; then run().
