@@ -153,7 +153,7 @@ def sweeps(quick, cpus):
         points.append(point("rank", r, middle, rank=r, targets="all-linear", threads=threads))
     for b in (1, 4) if quick else (1, 2, 4, 8):
         points.append(point("micro_batch", b, middle, micro=b, batch=b, threads=threads))
-    for recompute in ("NONE", "FULL"):
+    for recompute in ("NONE", "MLP", "FULL"):
         points.append(point("recompute", recompute, middle, recompute=recompute, threads=threads))
     for dtype, base in (("FP32", "F32"), ("FP32", "BF16"), ("BF16", "BF16")):
         points.append(point("dtype", f"{dtype} on {base}", middle, dtype=dtype, base=base,

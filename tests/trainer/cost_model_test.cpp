@@ -103,10 +103,12 @@ void compare(const Scene& scene, Communicator& world) {
 
   // Memory, to the byte.
   const RankShape shape = rank_shape(job, mesh.tp_rank);
-  const int64_t kept = kept_layers(shape, job.recompute, job.activation_budget);
-  EXPECT_EQ(kept, model.kept_layers());
+  const KeptLayers kept = kept_layers(shape, job.recompute, job.activation_budget);
+  EXPECT_EQ(kept.attention, model.recomputed_mlps());
+  EXPECT_EQ(shape.dims.layers - shape.dims.first_layer - kept.all - kept.attention,
+            model.recomputed_layers());
   EXPECT_EQ(shape.dims.first_layer, model.first_layer());
-  EXPECT_EQ(activation_bytes(shape, kept), double(model.activation_bytes()));
+  EXPECT_EQ(arena_bytes(shape, kept).total(), double(model.activation_bytes()));
   EXPECT_EQ(shape.factor_elements, factors.size());
   EXPECT_EQ(shape.vocabulary, weights.vocabulary.size());
   const LossHead loss(stream, base->config(), weights, *mesh.tensor, job.sequence * job.micro_batch,
@@ -179,7 +181,9 @@ INSTANTIATE_TEST_SUITE_P(
         Scene{.name = "llama2", .type = DType::BF16, .dropout = 0.2f},
         Scene{
             .name = "llama_tied_bias", .tensor = 2, .dropout = 0.1f, .recompute = Recompute::Full},
+        Scene{.name = "llama_tied_bias", .recompute = Recompute::Auto, .budget = 250000},
         Scene{.name = "llama_tied_bias", .recompute = Recompute::Auto, .budget = 150000},
+        Scene{.name = "qwen3", .tensor = 2, .recompute = Recompute::Mlp},
         Scene{.name = "qwen3", .tensor = 2, .recompute = Recompute::Full},
         Scene{.name = "qwen3", .data = 2, .type = DType::BF16}, Scene{.name = "qwen2", .tensor = 4},
         Scene{.name = "mistral", .tensor = 2},
@@ -262,6 +266,7 @@ TEST(Scaling, IsLinearInTokensButForAttention) {
   EXPECT_EQ(flops_of(two, "lora", false), 2 * flops_of(one, "lora", false));
   EXPECT_NEAR(flops_of(two, "forward", true) / flops_of(one, "forward", true), 4, 1e-3);
   EXPECT_NEAR(two.memory.activations / one.memory.activations, 2, 1e-6);
+  EXPECT_EQ(two.memory.loss, 0) << "it fits the layers' scratch";
   EXPECT_EQ(two.memory.base, one.memory.base);
   EXPECT_EQ(two.memory.factors, one.memory.factors);
   for (size_t i = 0; i < one.reductions.size(); ++i) {
@@ -378,8 +383,8 @@ TEST(Step, PicksTheSlowestRankAndSaysWhatDoesNotFit) {
   job.recompute = Recompute::Auto;
   const StepCost step = step_cost(job, h100);
   EXPECT_TRUE(step.fits);
-  EXPECT_GT(step.slowest.kept_layers, 0);
-  EXPECT_LT(step.slowest.kept_layers, job.model.layers);
+  EXPECT_GT(step.slowest.recomputed_mlps, 0);
+  EXPECT_EQ(step.slowest.recomputed_layers, 0);
   EXPECT_EQ(step.seconds, step.slowest.seconds());
   job.tensor = 1;
   job.data = 8;

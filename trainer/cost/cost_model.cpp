@@ -13,18 +13,6 @@ double factor_bytes(const TrainingJob& job, const RankShape& shape) {
   return 4.0 * 4 * double(shape.factor_elements) + 4.0 * step_tail_floats(job.tensor * job.data);
 }
 
-// As LossHead lays it out.
-double loss_bytes(const TrainingJob& job, const RankShape& shape) {
-  const int64_t tokens = shape.dims.tokens;
-  Arena counter;
-  for (int i = 0; i < 3; ++i) counter.take(tokens, shape.dims.hidden, job.activation_type);
-  counter.take(tokens, 1, DType::F32);
-  counter.take(shape.chunk_rows, shape.vocabulary, DType::F32);
-  counter.take(job.tensor * shape.chunk_rows, 3, DType::F32);
-  counter.take(shape.chunk_rows, 1, DType::F32);
-  return double(counter.used());
-}
-
 // The rope table, and per token ids, positions, offsets, labels, rows and dropout's keys. Kernels'
 // scratch (widened tiles of 4 MiB, attention's blocks) is the machine's reserve.
 double workspace_bytes(const TrainingJob& job, const RankShape& shape) {
@@ -41,7 +29,6 @@ RankCost rank_cost(const TrainingJob& job, const Machine& machine, int tensor_ra
   MemoryCost& m = cost.memory;
   m.base = shape.base_bytes;
   m.factors = factor_bytes(job, shape);
-  m.loss = loss_bytes(job, shape);
   m.workspaces = workspace_bytes(job, shape);
   m.reserved = machine.reserved_bytes;
   // Where nothing is left, the least that can run is priced, and StepCost says that it does not
@@ -49,15 +36,19 @@ RankCost rank_cost(const TrainingJob& job, const Machine& machine, int tensor_ra
   const double budget = job.activation_budget > 0 ? job.activation_budget
                                                   : std::max(1.0, machine.memory_bytes - m.total());
   cost.adapted_from = shape.dims.first_layer;
-  cost.kept_layers = kept_layers(shape, job.recompute, budget);
-  m.activations = activation_bytes(shape, cost.kept_layers);
+  const KeptLayers kept = kept_layers(shape, job.recompute, budget);
+  cost.recomputed_mlps = kept.attention;
+  cost.recomputed_layers = shape.dims.layers - cost.adapted_from - kept.all - kept.attention;
+  const ArenaBytes arena = arena_bytes(shape, kept);
+  m.activations = arena.activations;
+  m.loss = arena.loss;
 
   BatchShape batch;
   batch.lengths.assign(size_t(job.micro_batch), job.sequence);
   batch.counted = std::llround(double(job.micro_batch * (job.sequence - 1)) * job.counted_share);
   Tally tally(machine);
   tally.set_times(double(job.global_batch / (job.micro_batch * job.data)));
-  tally_micro_batch(tally, job, shape, cost.kept_layers, batch);
+  tally_micro_batch(tally, job, shape, kept, batch);
   tally.set_times(1);
   tally_optimizer(tally, job, shape);
   for (const KernelCost& k : tally.kernels) {

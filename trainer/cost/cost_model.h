@@ -18,7 +18,7 @@ struct MemoryCost {
   double base = 0;         // its shard of the frozen weights, as stored
   double factors = 0;      // values, gradients, two moments, fp32
   double activations = 0;  // as plan_activations lays them out
-  double loss = 0;         // counted rows and one chunk of logits
+  double loss = 0;         // what counted rows and a chunk of logits need beyond that
   double workspaces = 0;   // rope table, staging, kernels' scratch
   double reserved = 0;     // Machine::reserved_bytes
   double total() const { return base + factors + activations + loss + workspaces + reserved; }
@@ -29,9 +29,10 @@ struct RankCost {
   std::vector<KernelCost> kernels;
   std::vector<ReductionCost> reductions;
   MemoryCost memory;
-  int64_t adapted_from = 0;  // lowest adapted layer
-  int64_t kept_layers = 0;   // of those from there on; the others are recomputed
-  double flops = 0;          // of products and attention
+  int64_t adapted_from = 0;       // lowest adapted layer
+  int64_t recomputed_layers = 0;  // of those from there on
+  int64_t recomputed_mlps = 0;    // of the others: gate and up alone
+  double flops = 0;               // of products and attention
   double kernel_seconds = 0;
   double exposed_seconds = 0;  // of sums over ranks, not hidden
   double seconds() const { return kernel_seconds + exposed_seconds; }

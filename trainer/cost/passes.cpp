@@ -1,6 +1,5 @@
 #include "trainer/cost/passes.h"
 
-#include <algorithm>
 #include <numeric>
 
 #include "trainer/optimizer.h"
@@ -25,7 +24,7 @@ class Pass {
 
   void embed();
   void forward(const BlockShape& b);
-  void recompute(const BlockShape& b);
+  void recompute(const BlockShape& b, Keep kept);
   void backward(const BlockShape& b, bool lowest);
   void loss();
 
@@ -185,10 +184,13 @@ void Pass::forward(const BlockShape& b) {
   tally_.pass("add", 3 * rows(d_.hidden));
 }
 
-void Pass::recompute(const BlockShape& b) {
+void Pass::recompute(const BlockShape& b, Keep kept) {
   tally_.set_part("recompute");
-  project_qkv(b, true);
-  attend(b);
+  if (kept == Keep::All) return;
+  if (kept == Keep::Nothing) {
+    project_qkv(b, true);
+    attend(b);
+  }
   project_gate_up(b, true);
 }
 
@@ -199,7 +201,7 @@ void Pass::backward(const BlockShape& b, bool lowest) {
   const bool below_gate_up = below_o || b.o.adapted();
   const bool below_down = below_gate_up || b.gate_up.adapted();
 
-  tally_.pass("gated_activation_forward", 3 * rows(d_.features));
+  if (b.down.adapted()) tally_.pass("gated_activation_forward", 3 * rows(d_.features));
   group_backward(b.down, below_down);
   if (!below_down) return;
   tally_.pass("gated_activation_backward", 5 * rows(d_.features));
@@ -228,11 +230,13 @@ void Pass::backward(const BlockShape& b, bool lowest) {
 void Pass::loss() {
   tally_.set_part("loss");
   const int64_t h = d_.hidden, v = shape_.vocabulary;
-  const double picked = double(batch_.counted) * double(h * size_of(act_));
+  const int64_t count = batch_.counted;
+  const double picked = double(count) * double(h * size_of(act_));
   tally_.pass("gather_rows", 2 * picked);
   tally_.pass("rms_norm_forward", 2 * picked);
-  for (int64_t begin = 0; begin < batch_.counted; begin += shape_.chunk_rows) {
-    const int64_t n = std::min(shape_.chunk_rows, batch_.counted - begin);
+  const int64_t chunks = (count + shape_.chunk_rows - 1) / shape_.chunk_rows;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const int64_t n = count * (chunk + 1) / chunks - count * chunk / chunks;
     const double logits = double(n) * double(v) * 4, statistics = double(n) * job_.tensor * 3 * 4;
     tally_.product("matmul_nt", n, v, h, kF32, act_, job_.base_type, false, bf16_);
     if (job_.tensor > 1) tally_.pass("fill_zero", statistics);
@@ -260,8 +264,8 @@ double attention_pairs(int64_t length, int64_t window) {
   return w * (w + 1) / 2 + (n - w) * w;
 }
 
-void tally_micro_batch(Tally& tally, const TrainingJob& job, const RankShape& shape, int64_t kept,
-                       const BatchShape& batch) {
+void tally_micro_batch(Tally& tally, const TrainingJob& job, const RankShape& shape,
+                       KeptLayers kept, const BatchShape& batch) {
   Pass pass(tally, job, shape, batch);
   pass.embed();
   for (const BlockShape& b : shape.blocks) pass.forward(b);
@@ -269,7 +273,10 @@ void tally_micro_batch(Tally& tally, const TrainingJob& job, const RankShape& sh
   const ActivationDims& d = shape.dims;
   for (int64_t l = d.layers - 1; l >= d.first_layer; --l) {
     const BlockShape& b = shape.blocks[size_t(l)];
-    if (l < d.layers - kept) pass.recompute(b);
+    const int64_t from_top = d.layers - l;
+    pass.recompute(b, from_top <= kept.all                    ? Keep::All
+                      : from_top <= kept.all + kept.attention ? Keep::Attention
+                                                              : Keep::Nothing);
     pass.backward(b, l == d.first_layer);
   }
 }

@@ -20,10 +20,9 @@ struct BatchShape {
 // (query, key) pairs of causal attention over one sequence; window as in kernels/attention.h.
 double attention_pairs(int64_t length, int64_t window);
 
-// Forward and backward of one micro-batch; the topmost `kept` adapted layers keep their
-// activations.
-void tally_micro_batch(Tally& tally, const TrainingJob& job, const RankShape& shape, int64_t kept,
-                       const BatchShape& batch);
+// Forward and backward of one micro-batch.
+void tally_micro_batch(Tally& tally, const TrainingJob& job, const RankShape& shape,
+                       KeptLayers kept, const BatchShape& batch);
 
 // What comes once in a step: clearing, the one sum of the gradients, clipping, AdamW.
 void tally_optimizer(Tally& tally, const TrainingJob& job, const RankShape& shape);

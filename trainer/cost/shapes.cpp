@@ -22,11 +22,11 @@ GroupShape BlockShape::*group_of(Split split) {
   }
 }
 
-// As trainer/loss.cpp cuts logits: at most 32 MiB and 512 rows, by the widest rank's slice.
+// As trainer/loss.cpp cuts logits: at most 64 MiB and 1024 rows, by the widest rank's slice.
 int64_t loss_chunk_rows(int64_t vocabulary, int ranks, int64_t tokens) {
   const int64_t widest = (vocabulary + ranks - 1) / ranks + 16;
-  return std::clamp<int64_t>((int64_t{32} << 20) / (widest * 4), 1,
-                             std::min<int64_t>(512, std::max<int64_t>(tokens, 1)));
+  return std::clamp<int64_t>((int64_t{64} << 20) / (widest * 4), 1,
+                             std::min<int64_t>(1024, std::max<int64_t>(tokens, 1)));
 }
 
 // The weights as plan_activations looks at them: ranks of adapted groups alone.
@@ -108,22 +108,41 @@ RankShape rank_shape(const TrainingJob& job, int tensor_rank) {
   }
   shape.dims = activation_dims(job, tensor_rank, shape.blocks);
   shape.vocabulary = split_features(c.vocab_size, tensor_rank, job.tensor).size();
+  shape.ranks = job.tensor;
   shape.chunk_rows = loss_chunk_rows(c.vocab_size, job.tensor, shape.dims.tokens);
   return shape;
 }
 
-double activation_bytes(const RankShape& shape, int64_t kept) {
-  ActivationDims dims = shape.dims;
-  dims.kept_layers = kept;
-  Arena counter;
-  plan_activations(counter, dims, without_data(shape.blocks));
-  return double(counter.used());
+ArenaBytes arena_bytes(const RankShape& shape, KeptLayers kept) {
+  ActivationDims d = shape.dims;
+  d.keep_all = kept.all;
+  d.keep_attention = kept.attention;
+  Arena arena;
+  const Activations plan = plan_activations(arena, d, without_data(shape.blocks));
+  ArenaBytes bytes;
+  bytes.activations = double(arena.used());
+  // As LossHead::plan.
+  arena.back_to(plan.shared_at);
+  arena.take(d.tokens, d.hidden, d.type);
+  arena.take(d.tokens, d.hidden, d.type);
+  arena.take(d.tokens, 1, DType::F32);
+  arena.take(d.tokens, d.hidden, d.type);
+  arena.take(shape.chunk_rows, shape.vocabulary, DType::F32);
+  arena.take(shape.ranks * shape.chunk_rows, 3, DType::F32);
+  arena.take(shape.chunk_rows, 1, DType::F32);
+  bytes.loss = double(arena.used()) - bytes.activations;
+  return bytes;
 }
 
-int64_t kept_layers(const RankShape& shape, Recompute recompute, double budget) {
-  int64_t kept = recompute == Recompute::Full ? 0 : shape.dims.layers - shape.dims.first_layer;
-  if (recompute != Recompute::Auto || budget <= 0) return kept;
-  while (kept > 0 && activation_bytes(shape, kept) > budget) --kept;
+KeptLayers kept_layers(const RankShape& shape, Recompute recompute, double budget) {
+  const int64_t layers = shape.dims.layers - shape.dims.first_layer;
+  if (recompute == Recompute::Full) return {};
+  if (recompute == Recompute::Mlp) return {0, layers};
+  KeptLayers kept{layers, 0};
+  if (recompute == Recompute::None || budget <= 0) return kept;
+  const auto too_much = [&] { return arena_bytes(shape, kept).total() > budget; };
+  while (kept.all > 0 && too_much()) --kept.all, ++kept.attention;
+  while (kept.attention > 0 && too_much()) --kept.attention;
   return kept;
 }
 

@@ -58,21 +58,33 @@ struct BlockShape {
 };
 
 struct RankShape {
-  ActivationDims dims;  // for micro_batch * sequence tokens; kept_layers is not yet chosen
+  ActivationDims dims;  // for micro_batch * sequence tokens; what is kept is not yet chosen
   std::vector<BlockShape> blocks;
   int64_t vocabulary = 0;       // rows of embedding and head on this rank
-  int64_t chunk_rows = 0;       // of logits (trainer/loss.h)
+  int64_t chunk_rows = 0;       // of logits at most (trainer/loss.h)
+  int ranks = 1;                // that share the model
   double base_bytes = 0;        // of this rank's base, tied pages once
   int64_t factor_elements = 0;  // of all factors; every rank holds all
 };
 
 RankShape rank_shape(const TrainingJob& job, int tensor_rank);
 
-// Bytes that plan_activations lays out when the topmost `kept` adapted layers keep theirs.
-double activation_bytes(const RankShape& shape, int64_t kept);
+// Of the adapted layers and those between, from the top: how many keep everything, and how many of
+// those below them all but gate and up. The others keep their inputs only.
+struct KeptLayers {
+  int64_t all = 0, attention = 0;
+  bool operator==(const KeptLayers&) const = default;
+};
 
-// Layers that keep their activations, as Model decides: all, or none, or with Auto as many as fit
-// `budget` bytes (0: no limit).
-int64_t kept_layers(const RankShape& shape, Recompute recompute, double budget);
+// Bytes of the one arena that Model plans: by itself, and what the loss needs beyond that, in the
+// memory that layers do not use between forward and backward.
+struct ArenaBytes {
+  double activations = 0, loss = 0;
+  double total() const { return activations + loss; }
+};
+ArenaBytes arena_bytes(const RankShape& shape, KeptLayers kept);
+
+// What Model decides to keep: with Auto, as much as fits `budget` bytes (0: no limit).
+KeptLayers kept_layers(const RankShape& shape, Recompute recompute, double budget);
 
 }  // namespace lorashard
