@@ -35,9 +35,9 @@ void share_missing(BlockActivations& a, const BlockActivations& shared) {
 }
 
 template <class Struct, size_t N>
-Struct trimmed(Struct s, Matrix Struct::*const (&members)[N], int64_t tokens) {
+Struct trimmed(Struct s, Matrix Struct::*const (&members)[N], int64_t first, int64_t tokens) {
   for (const auto member : members) {
-    if (s.*member) s.*member = (s.*member).row_range(0, tokens);
+    if (s.*member) s.*member = (s.*member).row_range(first, tokens);
   }
   return s;
 }
@@ -113,20 +113,20 @@ Activations plan_activations(Arena& arena, const ActivationDims& d,
   return plan;
 }
 
-BlockActivations first_rows(const BlockActivations& a, int64_t tokens) {
+BlockActivations rows_of(const BlockActivations& a, int64_t first, int64_t tokens) {
   using A = BlockActivations;
   return trimmed(a,
                  {&A::q, &A::k, &A::v, &A::o, &A::lse, &A::gate, &A::up, &A::rstd_in, &A::rstd_mid,
                   &A::q_rstd, &A::k_rstd, &A::u_qkv, &A::u_o, &A::u_gate_up, &A::u_down},
-                 tokens);
+                 first, tokens);
 }
 
-BlockScratch first_rows(const BlockScratch& s, int64_t tokens) {
+BlockScratch rows_of(const BlockScratch& s, int64_t first, int64_t tokens) {
   using S = BlockScratch;
   return trimmed(s,
                  {&S::norm, &S::delta, &S::mlp, &S::d_mlp, &S::q_rope, &S::k_rope, &S::d_q, &S::d_k,
                   &S::d_v, &S::d_o},
-                 tokens);
+                 first, tokens);
 }
 
 }  // namespace lorashard

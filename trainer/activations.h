@@ -58,8 +58,8 @@ struct Activations {
 Activations plan_activations(Arena& arena, const ActivationDims& dims,
                              const std::vector<BlockWeights>& blocks);
 
-// The first `tokens` rows of everything.
-BlockActivations first_rows(const BlockActivations& a, int64_t tokens);
-BlockScratch first_rows(const BlockScratch& s, int64_t tokens);
+// Rows [first, first + tokens) of everything.
+BlockActivations rows_of(const BlockActivations& a, int64_t first, int64_t tokens);
+BlockScratch rows_of(const BlockScratch& s, int64_t first, int64_t tokens);
 
 }  // namespace lorashard

@@ -7,6 +7,7 @@
 #include "parallel/mesh.h"
 #include "trainer/activations.h"
 #include "trainer/batches.h"
+#include "trainer/layers.h"
 #include "trainer/loss.h"
 
 namespace lorashard {
@@ -20,6 +21,7 @@ struct ModelOptions {
   bool training = false;
   Recompute recompute = Recompute::Auto;
   size_t memory_budget = 0;  // bytes for activations that Auto may fill; 0: no limit
+  bool overlap = false;      // sums of one half of a micro-batch beside the other half's work
   float dropout = 0;
   uint64_t seed = 0;
 };
@@ -62,12 +64,12 @@ class Model {
   size_t activation_bytes() const { return memory_.bytes(); }
 
  private:
-  struct Pass;
-  Pass stage(const MicroBatch& batch, bool training);
   void plan();
-  Matrix embed(const Pass& pass);
-  void run_layers(const Pass& pass, DecodeState* state);
-  BlockContext context(const Pass& pass, const LinearContext& linear, const BlockScratch& s) const;
+  LayerPart part(int64_t first_row, int64_t tokens, const Sequences& sequences,
+                 const int32_t* positions, const DropoutState& dropout) const;
+  std::vector<LayerPart> stage(const MicroBatch& batch, bool training);
+  void embed(std::span<const int32_t> ids);
+  LayerStack stack() const;
 
   Stream& stream_;
   const ModelConfig& config_;
@@ -81,7 +83,8 @@ class Model {
   Matrix rope_table_;
   std::vector<BlockLabels> labels_;
   LossHead loss_;
-  Staged<int32_t> ids_, positions_, offsets_, kv_offsets_;
+  Staged<int32_t> ids_, positions_, offsets_[2], kv_offsets_;
+  std::vector<int32_t> part_offsets_[2];
   Staged<uint64_t> row_keys_;
   Buffer logits_;  // of one token, when generating
 };

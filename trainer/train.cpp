@@ -60,13 +60,14 @@ Recompute recompute(const RunConfig& run) {
   }
 }
 
-ModelOptions model_options(const RunConfig& run, int host_ranks) {
+ModelOptions model_options(const RunConfig& run, Backend backend, int host_ranks) {
   ModelOptions o;
   o.activation_type = activation_type(run);
   o.max_tokens = run.train().micro_batch_size() * run.data().seq_len();
   o.max_positions = run.data().seq_len();
   o.training = true;
   o.recompute = recompute(run);
+  o.overlap = run.parallel().has_overlap() ? run.parallel().overlap() : backend == Backend::CUDA;
   o.memory_budget = activation_budget(host_ranks);
   o.dropout = float(run.lora().dropout());
   o.seed = run.train().seed();
@@ -267,7 +268,7 @@ void Trainer::make_model() {
   run_agreed(world_, [&] {
     weights_ = load_weights(stream_, *base_, mesh_.tp_rank, mesh_.tp_size, &*factors_);
     model_.emplace(stream_, base_->config(), weights_, &*factors_, *mesh_.tensor,
-                   model_options(run_, ranks_.host_ranks));
+                   model_options(run_, stream_.backend(), ranks_.host_ranks));
   });
   batches_.emplace(train_data_, run_.train().seed(), run_.data().shuffle(),
                    run_.train().global_batch_size(), run_.train().micro_batch_size(), mesh_.dp_rank,
