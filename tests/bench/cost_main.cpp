@@ -150,25 +150,31 @@ void print_published() {
 
 void print_predictions() {
   std::printf(
-      "\n| job | machine | layout | recomputed: layers + gate and up of | s a step | tokens/s a "
-      "GPU | sums' share of "
-      "the step | GiB a GPU |\n| --- | --- | --- | --- | --- | --- | --- | --- |\n");
+      "\n| job | machine | layout | halves in flight | recomputed: layers + gate and up of | s a "
+      "step "
+      "| tokens/s a GPU | sums' share of the step | GiB a GPU |\n"
+      "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n");
+  const auto line = [](const char* name, const Machine& machine, const TrainingJob& job) {
+    const StepCost step = step_cost(job, machine);
+    std::printf("| %s | %s | TP=%d x DP=%d | %d |", name, machine.name.c_str(), job.tensor,
+                job.data, job.overlap ? 2 : 1);
+    if (!step.fits) {
+      std::printf(" – | does not fit | – | – | %.0f |\n", step.largest.total() / kGib);
+      return;
+    }
+    std::printf(" %ld + %ld of 80 | %.1f | %.0f | %.0f %% | %.0f |\n",
+                long(step.slowest.recomputed_layers), long(step.slowest.recomputed_mlps),
+                step.seconds, per_device(step, job),
+                100 * step.slowest.exposed_seconds / step.seconds, step.largest.total() / kGib);
+  };
   for (const auto& [name, base] : {std::pair{"Llama 2 70B, 8192", mlperf_llama2_70b()},
                                    {"Llama 3 70B, 4096", nemo_llama3_70b()}}) {
     for (const Machine& machine : known_machines()) {
       for (const auto& [tensor, data] : {std::pair{2, 4}, {4, 2}, {8, 1}}) {
         TrainingJob job = base;
         job.tensor = tensor, job.data = data;
-        const StepCost step = step_cost(job, machine);
-        if (!step.fits) {
-          std::printf("| %s | %s | TP=%d x DP=%d | – | does not fit | – | – | %.0f |\n", name,
-                      machine.name.c_str(), tensor, data, step.largest.total() / kGib);
-          continue;
-        }
-        std::printf("| %s | %s | TP=%d x DP=%d | %ld + %ld | %.1f | %.0f | %.0f %% | %.0f |\n",
-                    name, machine.name.c_str(), tensor, data, long(step.slowest.recomputed_layers),
-                    long(step.slowest.recomputed_mlps), step.seconds, per_device(step, job),
-                    100 * step.slowest.exposed_seconds / step.seconds, step.largest.total() / kGib);
+        line(name, machine, job);
+        line(name, machine, in_two_halves(job));
       }
     }
   }
@@ -177,24 +183,31 @@ void print_predictions() {
 // How much hangs on the assumed efficiencies.
 void print_range() {
   std::printf(
-      "\n| efficiencies | products | attention forward, backward | memory | links | layers' sums "
-      "hidden | tokens/s a GPU: H100 | H200 | B200 |\n"
+      "\n| efficiencies | products | attention forward, backward | memory | links | hidden | "
+      "tokens/s a GPU: H100 | H200 | B200 |\n"
       "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n");
   const std::pair<const char*, Efficiency> cases[] = {
-      {"cautious", {0.50, 0.35, 0.30, 0.75, 0.60, 0}},
+      {"cautious", {0.50, 0.35, 0.30, 0.75, 0.60, 0.5}},
       {"assumed", known_machines()[0].efficiency},
-      {"assumed, sums hidden", {0.70, 0.55, 0.45, 0.85, 0.78, 0.8}},
-      {"best known of each", {0.78, 0.65, 0.55, 0.92, 0.85, 0.8}}};
+      {"best known of each", {0.78, 0.65, 0.55, 0.92, 0.85, 0.95}}};
   for (const auto& [name, e] : cases) {
-    std::printf("| %s | %.0f %% | %.0f %%, %.0f %% | %.0f %% | %.0f %% | %.0f %% |", name,
-                100 * e.products, 100 * e.attention_forward, 100 * e.attention_backward,
-                100 * e.memory, 100 * e.link, 100 * e.overlap);
-    for (Machine machine : known_machines()) {
-      machine.efficiency = e;
-      const TrainingJob job = mlperf_llama2_70b();
-      std::printf(" %.0f |", per_device(step_cost(job, machine), job));
+    for (const bool halves : {false, true}) {
+      std::printf("| %s, %s | %.0f %% | %.0f %%, %.0f %% | %.0f %% | %.0f %% | %.0f %% |", name,
+                  halves ? "two halves in flight" : "one sequence at once", 100 * e.products,
+                  100 * e.attention_forward, 100 * e.attention_backward, 100 * e.memory,
+                  100 * e.link, halves ? 100 * e.overlap : 0);
+      for (Machine machine : known_machines()) {
+        machine.efficiency = e;
+        const TrainingJob one = mlperf_llama2_70b(), job = halves ? in_two_halves(one) : one;
+        const StepCost step = step_cost(job, machine);
+        if (step.fits) {
+          std::printf(" %.0f |", per_device(step, job));
+        } else {
+          std::printf(" does not fit |");
+        }
+      }
+      std::printf("\n");
     }
-    std::printf("\n");
   }
 }
 
@@ -230,13 +243,17 @@ void print_needs() {
   for (const PublishedRun& run : published_runs()) {
     if (!run.fp8) continue;
     for (const char* machine : {"h100-sxm", "h200-sxm", "b200"}) {
-      for (const double overlap : {0.0, 0.8}) {
-        Machine m = *find_machine(machine);
-        m.efficiency.overlap = overlap;
-        const double share = needed_efficiency(run.job, m, run.tokens_per_second);
-        std::printf("| %s: %.0f | %s, %.0f %% of the layers' sums hidden | %s%.0f %% |\n",
-                    run.name.c_str(), run.tokens_per_second, machine, 100 * overlap,
-                    share > 1 ? "out of reach: " : "", 100 * share);
+      for (const bool halves : {false, true}) {
+        const TrainingJob job = halves ? in_two_halves(run.job) : run.job;
+        std::printf("| %s: %.0f | %s, %s | ", run.name.c_str(), run.tokens_per_second, machine,
+                    halves ? "two halves in flight" : "one sequence at once");
+        const Machine& m = *find_machine(machine);
+        if (!step_cost(job, m).fits) {
+          std::printf("does not fit |\n");
+          continue;
+        }
+        const double share = needed_efficiency(job, m, run.tokens_per_second);
+        std::printf("%s%.0f %% |\n", share > 1 ? "out of reach: " : "", 100 * share);
       }
     }
   }

@@ -33,6 +33,7 @@ struct Scene {
   float dropout = 0;
   Recompute recompute = Recompute::None;
   size_t budget = 0;
+  bool overlap = false;
   std::vector<std::string> targets = {};  // empty: those of the golden adapter
 };
 
@@ -92,6 +93,7 @@ void compare(const Scene& scene, Communicator& world) {
   job.recompute = scene.recompute;
   job.activation_budget = double(scene.budget);
   job.dropout = scene.dropout;
+  job.overlap = scene.overlap;
   Model model(stream, base->config(), weights, &factors, *mesh.tensor,
               {.activation_type = scene.type,
                .max_tokens = job.sequence * job.micro_batch,
@@ -99,6 +101,7 @@ void compare(const Scene& scene, Communicator& world) {
                .training = true,
                .recompute = scene.recompute,
                .memory_budget = scene.budget,
+               .overlap = scene.overlap,
                .dropout = scene.dropout});
 
   // Memory, to the byte.
@@ -160,6 +163,7 @@ void compare(const Scene& scene, Communicator& world) {
     if (k.kernel.starts_with("matmul")) modelled.flops[k.kernel] += k.flops;
   }
   for (const ReductionCost& r : tally.reductions) modelled.sums[r.label] = {r.calls, r.payload};
+  EXPECT_EQ(ran.flops.size(), 3u) << "matmul_nt, _nn, _tn";
   EXPECT_EQ(modelled.calls, ran.calls);
   EXPECT_EQ(modelled.flops, ran.flops);
   EXPECT_EQ(modelled.sums, ran.sums);
@@ -187,6 +191,12 @@ INSTANTIATE_TEST_SUITE_P(
         Scene{.name = "qwen3", .tensor = 2, .recompute = Recompute::Full},
         Scene{.name = "qwen3", .data = 2, .type = DType::BF16}, Scene{.name = "qwen2", .tensor = 4},
         Scene{.name = "mistral", .tensor = 2},
+        Scene{.name = "llama2",
+              .tensor = 2,
+              .dropout = 0.1f,
+              .recompute = Recompute::Mlp,
+              .overlap = true},
+        Scene{.name = "llama2", .overlap = true},
         // Lowest adapted layer above the bottom, and no gradient into frozen inputs.
         Scene{.name = "llama_tied_bias",
               .tensor = 2,
@@ -210,12 +220,6 @@ double flops_of(const RankCost& cost, const std::string& part, bool attention) {
   for (const KernelCost& k : cost.kernels) {
     if (k.part == part && k.kernel.starts_with("attention") == attention) sum += k.flops;
   }
-  return sum;
-}
-
-double seconds_of(const RankCost& cost, const std::string& kernel) {
-  double sum = 0;
-  for (const KernelCost& k : cost.kernels) sum += k.kernel == kernel ? k.seconds : 0;
   return sum;
 }
 
@@ -338,6 +342,24 @@ TEST(Scaling, RecomputationCostsLessThanAForwardPassAndSavesMemory) {
   EXPECT_EQ(flops_of(full, "recompute", true), flops_of(full, "forward", true));
   EXPECT_LT(full.memory.activations, 0.6 * kept.memory.activations);
   EXPECT_GT(full.seconds(), kept.seconds());
+}
+
+// A micro-batch of one sequence cannot be cut; of two it can, for more and smaller calls.
+TEST(Overlap, HidesTheLayersSumsAlone) {
+  TrainingJob job = llama70b();
+  job.overlap = true;
+  Machine m = *find_machine("h200-sxm");
+  m.efficiency.overlap = 1;
+  const RankCost single = rank_cost(job, m, 0);
+  for (const ReductionCost& r : single.reductions) EXPECT_EQ(r.exposed_seconds, r.seconds);
+  job.micro_batch = 2;
+  const RankCost pair = rank_cost(job, m, 0);
+  for (const ReductionCost& r : pair.reductions) {
+    const bool of_layer = r.label.starts_with("attention.") || r.label.starts_with("mlp.");
+    EXPECT_EQ(r.exposed_seconds, of_layer ? 0 : r.seconds) << r.label;
+  }
+  EXPECT_LT(pair.seconds(), single.seconds());
+  EXPECT_EQ(flops_of(pair, "forward", true), flops_of(single, "forward", true));
 }
 
 TEST(SumCost, IsTheRingsAndCrossesNodesInPieces) {

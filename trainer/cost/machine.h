@@ -20,7 +20,7 @@ struct Efficiency {
   double attention_forward = 1, attention_backward = 1;  // of the flops
   double memory = 1;                                     // of the memory bandwidth
   double link = 1;                                       // of the links' bandwidth
-  double overlap = 0;  // of the layers' reductions, hidden behind products
+  double overlap = 0;  // of the layers' sums, hidden where TrainingJob::overlap takes effect
 };
 
 // One device (a GPU, or the share of a CPU that one rank has) and how many of them are joined how.

@@ -1,5 +1,6 @@
 #include "trainer/cost/passes.h"
 
+#include <cstdlib>
 #include <numeric>
 
 #include "trainer/optimizer.h"
@@ -12,7 +13,8 @@ constexpr DType kF32 = DType::F32;
 // One micro-batch under way.
 class Pass {
  public:
-  Pass(Tally& tally, const TrainingJob& job, const RankShape& shape, const BatchShape& batch)
+  Pass(Tally& tally, const TrainingJob& job, const RankShape& shape, const BatchShape& batch,
+       bool overlaps)
       : tally_(tally),
         job_(job),
         shape_(shape),
@@ -20,7 +22,8 @@ class Pass {
         batch_(batch),
         tokens_(batch.tokens()),
         act_(job.activation_type),
-        bf16_(job.activation_type == DType::BF16) {}
+        bf16_(job.activation_type == DType::BF16),
+        overlaps_(overlaps) {}
 
   void embed();
   void forward(const BlockShape& b);
@@ -40,7 +43,7 @@ class Pass {
     tally_.pass("rope", 2 * rows(d_.kv_width));
   }
   void reduce(const char* label, int64_t width) {
-    tally_.sum(label, job_.tensor, rows(width), /*overlaps=*/true);
+    tally_.sum(label, job_.tensor, rows(width), overlaps_);
   }
   void lora(const char* kernel, int64_t m, int64_t n, int64_t k, DType y, DType a, DType b,
             bool accumulate);
@@ -60,7 +63,7 @@ class Pass {
   const BatchShape& batch_;
   const int64_t tokens_;
   const DType act_;
-  const bool bf16_;
+  const bool bf16_, overlaps_;
 };
 
 // A product with a factor counts as LoRA's in both passes.
@@ -264,20 +267,41 @@ double attention_pairs(int64_t length, int64_t window) {
   return w * (w + 1) / 2 + (n - w) * w;
 }
 
+std::vector<BatchShape> batch_parts(const TrainingJob& job, const BatchShape& batch) {
+  if (!job.overlap || job.tensor == 1 || batch.lengths.size() < 2) return {batch};
+  // Cut where the sequence begins that is nearest to the middle, as Model does.
+  const int64_t tokens = batch.tokens();
+  int64_t offset = 0, best = 0;
+  size_t cut = 0;
+  for (size_t s = 1; s < batch.lengths.size(); ++s) {
+    offset += batch.lengths[s - 1];
+    if (cut == 0 || std::abs(2 * offset - tokens) < std::abs(2 * best - tokens)) {
+      cut = s;
+      best = offset;
+    }
+  }
+  const auto middle = batch.lengths.begin() + int64_t(cut);
+  return {{{batch.lengths.begin(), middle}, 0}, {{middle, batch.lengths.end()}, 0}};
+}
+
 void tally_micro_batch(Tally& tally, const TrainingJob& job, const RankShape& shape,
                        KeptLayers kept, const BatchShape& batch) {
-  Pass pass(tally, job, shape, batch);
-  pass.embed();
-  for (const BlockShape& b : shape.blocks) pass.forward(b);
-  pass.loss();
+  const std::vector<BatchShape> parts = batch_parts(job, batch);
+  Pass whole(tally, job, shape, batch, false);
+  whole.embed();
+  whole.loss();
   const ActivationDims& d = shape.dims;
-  for (int64_t l = d.layers - 1; l >= d.first_layer; --l) {
-    const BlockShape& b = shape.blocks[size_t(l)];
-    const int64_t from_top = d.layers - l;
-    pass.recompute(b, from_top <= kept.all                    ? Keep::All
-                      : from_top <= kept.all + kept.attention ? Keep::Attention
-                                                              : Keep::Nothing);
-    pass.backward(b, l == d.first_layer);
+  for (const BatchShape& part : parts) {
+    Pass pass(tally, job, shape, part, parts.size() > 1);
+    for (const BlockShape& b : shape.blocks) pass.forward(b);
+    for (int64_t l = d.layers - 1; l >= d.first_layer; --l) {
+      const BlockShape& b = shape.blocks[size_t(l)];
+      const int64_t from_top = d.layers - l;
+      pass.recompute(b, from_top <= kept.all                    ? Keep::All
+                        : from_top <= kept.all + kept.attention ? Keep::Attention
+                                                                : Keep::Nothing);
+      pass.backward(b, l == d.first_layer);
+    }
   }
 }
 

@@ -32,6 +32,7 @@ struct TrainingJob {
   double counted_share = 1;            // of the labels that can count, sequence - 1 a sequence
   int tensor = 1, data = 1;
   Recompute recompute = Recompute::Auto;
+  bool overlap = false;          // parallel.overlap: two halves of a micro-batch in flight
   double activation_budget = 0;  // bytes that Auto may fill; 0: what the machine has left
   float dropout = 0;
 };
