@@ -47,7 +47,7 @@ RunResult run_golden(const std::string& name, const fs::path& out, int tensor, i
     TrainOptions options;
     options.resume = resume;
     options.stop_signal = [&] { return stop_after > 0 && ++calls >= stop_after ? SIGTERM : 0; };
-    train(config, Ranks{world, tensor * data}, options);
+    train(config, Ranks{world, tensor * data, world.rank()}, options);
   });
   RunResult result;
   result.metrics = read_json_lines(out / "metrics.jsonl");
