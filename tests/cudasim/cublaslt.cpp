@@ -9,6 +9,7 @@
 #include <cudasim/violation.h>
 #include <dnnl.h>
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <new>
@@ -147,7 +148,7 @@ void multiply(const Call& call, float alpha, const void* a, const void* b, float
 
 bool aligned(const void* p, uint32_t to) { return reinterpret_cast<uintptr_t>(p) % to == 0; }
 
-int live_handles = 0;
+std::atomic<int> live_handles = 0;
 
 }  // namespace
 
