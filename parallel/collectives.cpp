@@ -8,6 +8,7 @@
 namespace lorashard {
 
 void Communicator::record(const char* operation, const char* label, int64_t bytes) {
+  label_ = label;
   if (trace_) trace_->push_back({operation, label, bytes});
 }
 
@@ -17,6 +18,18 @@ void Communicator::all_reduce_sum(Stream& stream, Matrix x, const char* label) {
   record("all_reduce", label, bytes);
   const ProfileSpan span("collective", label, double(bytes));
   if (size_ > 1 && x.rows * x.cols > 0) do_all_reduce_sum(stream, x);
+}
+
+SumTicket Communicator::all_reduce_sum_begin(Stream& stream, Matrix x, const char* label) {
+  assert(x.ld == x.cols || x.rows <= 1);
+  const int64_t bytes = x.rows * x.cols * size_of(x.dtype);
+  record("all_reduce", label, bytes);
+  const ProfileSpan span("collective", label, double(bytes));
+  return size_ > 1 && x.rows * x.cols > 0 ? do_all_reduce_sum_begin(stream, x) : 0;
+}
+
+void Communicator::all_reduce_sum_wait(Stream& stream, SumTicket sum) {
+  if (sum != 0) do_all_reduce_sum_wait(stream, sum);
 }
 
 void Communicator::all_gather(const void* send, void* receive, int64_t bytes, const char* label) {

@@ -1,5 +1,5 @@
 // The collectives that lorashard needs, behind one small interface. Implementations: one rank
-// alone, ranks as threads (tests), MPI. NCCL joins them for CUDA memory.
+// alone, ranks as threads (tests), MPI, and NCCL for the sums of CUDA memory.
 //
 // All calls are collective and blocking on the CPU; every rank calls in the same order. Sums are
 // bitwise identical on every rank. A failing peer ends the job (MPI's error handler is fatal after
@@ -23,6 +23,9 @@ struct CollectiveCall {
   int64_t bytes = 0;      // payload of this rank
 };
 
+// A sum under way; 0: it is done.
+using SumTicket = int64_t;
+
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -32,7 +35,13 @@ class Communicator {
 
   // x = sum over the ranks, in place. x: contiguous, F32, BF16 (fp32 sums, rounded once; by MPI's
   // messages each partial sum is rounded), F64, I64.
+  // On CUDA (device memory, NCCL) it is enqueued and comes before what is enqueued on the stream
+  // later.
   void all_reduce_sum(Stream& stream, Matrix x, const char* label);
+  // The same in two halves: what is enqueued on the stream between them runs beside the sum, where
+  // the implementation can, and must leave x alone. Several sums may be under way.
+  SumTicket all_reduce_sum_begin(Stream& stream, Matrix x, const char* label);
+  void all_reduce_sum_wait(Stream& stream, SumTicket sum);
   // Host memory: receive = the ranks' `bytes` bytes, one after the other in rank order.
   void all_gather(const void* send, void* receive, int64_t bytes, const char* label);
   // Host memory: data of rank `root` to all.
@@ -50,13 +59,22 @@ class Communicator {
   Communicator(int rank, int size) : rank_(rank), size_(size) {}
   // The bodies; called only when size() > 1.
   virtual void do_all_reduce_sum(Stream& stream, Matrix x) = 0;
+  // As they stand here: the sum is done when begin returns.
+  virtual SumTicket do_all_reduce_sum_begin(Stream& stream, Matrix x) {
+    do_all_reduce_sum(stream, x);
+    return 0;
+  }
+  virtual void do_all_reduce_sum_wait(Stream&, SumTicket) {}
   virtual void do_all_gather(const void* send, void* receive, int64_t bytes) = 0;
   virtual void do_broadcast(void* data, int64_t bytes, int root) = 0;
   virtual void do_barrier() = 0;
+  // Of the call that runs.
+  const char* label() const { return label_; }
 
  private:
   void record(const char* operation, const char* label, int64_t bytes);
   int rank_, size_;
+  const char* label_ = "";
   std::vector<CollectiveCall>* trace_ = nullptr;
 };
 

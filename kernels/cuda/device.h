@@ -3,12 +3,10 @@
 
 #include <cuda_runtime_api.h>
 
-#include <cstddef>
+#include <functional>
 #include <memory>
 
 #include "kernels/stream.h"
-
-struct cublasLtContext;
 
 namespace lorashard {
 
@@ -27,6 +25,11 @@ struct CudaStream {
   std::shared_ptr<cuda::PinnedRing> ring;
   // cuBLASLt's handle, workspace and chosen algorithms; made with the stream.
   std::shared_ptr<cuda::MatmulPlans> matmul;
+  // Set while collectives run beside the stream (parallel/nccl.cpp). `watch` is called again and
+  // again while the host waits for the device, and throws if a collective failed; `abandon` ends
+  // collectives whose peers will never come, so that what waits for them on the device ends too.
+  std::function<void()> watch;
+  std::function<void()> abandon;
   // Whatever attention.cpp keeps per stream (cuDNN's handle and plans); made at its first use.
   std::shared_ptr<void> attention;
 };
@@ -38,6 +41,13 @@ inline cudaStream_t stream_of(const Stream& stream) { return stream.cuda()->comp
 
 // Makes this thread's CUDA calls go to the stream's device.
 void use_device(const Stream& stream);
+
+// The host waits for all that was enqueued on the stream, or until `event` was passed.
+void wait_for_stream(CudaStream& stream);
+void wait_for_event(CudaStream& stream, cudaEvent_t event);
+// For destructors: as wait_for_stream(), without an error; while an exception unwinds, collectives
+// are abandoned first.
+void settle(CudaStream& stream) noexcept;
 
 }  // namespace cuda
 }  // namespace lorashard

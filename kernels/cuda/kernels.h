@@ -8,6 +8,7 @@
 #include "kernels/activation.h"
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
+#include "kernels/dequantize.h"
 #include "kernels/stream.h"
 #include "kernels/tensor.h"
 
@@ -81,5 +82,9 @@ void adamw(Stream& stream, float* p, float* m, float* v, const float* g, int64_t
            const AdamWStep& step);
 void sum_of_squares(Stream& stream, double* sum, const float* x, int64_t n);
 void split_double(Stream& stream, float* high, float* low, const double* x);
+
+// dequantize.cu
+void dequantize_nf4(Stream& stream, Matrix y, const Nf4Matrix& w);
+void dequantize_int8(Stream& stream, Matrix y, ConstMatrix codes, const float* scales);
 
 }  // namespace lorashard::cuda

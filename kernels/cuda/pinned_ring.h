@@ -6,6 +6,8 @@
 #include <array>
 #include <cstddef>
 
+#include "kernels/cuda/device.h"
+
 namespace lorashard::cuda {
 
 // Page-locked host memory; freed with the owner.
@@ -33,8 +35,9 @@ class Event {
 
   // Marks what was enqueued on `stream` so far.
   void record(cudaStream_t stream);
-  // The host waits for what was marked last; at once if nothing was.
-  void wait();
+  // The host waits for what was marked last; not at all if nothing was.
+  void wait(CudaStream& stream);
+  bool passed() const { return cudaEventQuery(event_) == cudaSuccess; }
   // Work enqueued on `stream` from now on waits for what was marked last.
   void order(cudaStream_t stream);
 
@@ -49,7 +52,7 @@ class PinnedRing {
   static constexpr int kSlots = 4;
   static constexpr size_t kSlotBytes = size_t{4} << 20;
 
-  explicit PinnedRing(cudaStream_t stream, size_t slot_bytes = kSlotBytes)
+  explicit PinnedRing(CudaStream& stream, size_t slot_bytes = kSlotBytes)
       : stream_(stream), slot_bytes_(slot_bytes) {}
 
   size_t slot_bytes() const { return slot_bytes_; }
@@ -63,7 +66,7 @@ class PinnedRing {
     PinnedMemory memory;
     Event read;
   };
-  cudaStream_t stream_;
+  CudaStream& stream_;
   size_t slot_bytes_;
   std::array<Slot, kSlots> slots_;
   int next_ = 0;

@@ -1,6 +1,8 @@
 // Streams and device memory.
-#include <algorithm>
+#include <chrono>
+#include <exception>
 #include <string>
+#include <thread>
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/device.h"
@@ -44,14 +46,13 @@ CudaStream* create_stream(int device) {
   made->compute_capability = attribute(cudaDevAttrComputeCapabilityMajor, device) * 10 +
                              attribute(cudaDevAttrComputeCapabilityMinor, device);
   LORASHARD_CUDA_CHECK(cudaStreamCreateWithFlags(&made->compute, cudaStreamNonBlocking));
-  made->ring = std::make_shared<PinnedRing>(made->compute);
+  made->ring = std::make_shared<PinnedRing>(*made);
   made->matmul = make_matmul_plans();
   return made.release();
 }
 
 void destroy_stream(CudaStream* stream) {
-  cudaSetDevice(stream->device);
-  cudaStreamSynchronize(stream->compute);  // what it runs uses what goes now
+  settle(*stream);  // what it runs uses what goes now
   stream->attention.reset();
   stream->matmul.reset();
   stream->ring.reset();
@@ -63,7 +64,54 @@ void use_device(const Stream& stream) {
   LORASHARD_CUDA_CHECK(cudaSetDevice(stream.cuda()->device));
 }
 
-void synchronize(Stream& stream) { LORASHARD_CUDA_CHECK(cudaStreamSynchronize(stream_of(stream))); }
+namespace {
+
+// How often a waiting host looks after its collectives.
+constexpr auto kWatch = std::chrono::milliseconds(10);
+// The host asks without pause for this long, for the wait is mostly short; then it sleeps between.
+constexpr auto kBusy = std::chrono::milliseconds(2);
+
+template <class Query>
+void wait_watching(CudaStream& stream, const char* call, Query query) {
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point start = Clock::now();
+  Clock::time_point watched = start;
+  for (;;) {
+    const cudaError_t status = query();
+    if (status != cudaErrorNotReady) return check(status, call);
+    const Clock::time_point now = Clock::now();
+    if (now - watched > kWatch) {
+      stream.watch();
+      watched = now;
+    }
+    if (now - start > kBusy) std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
+}
+
+}  // namespace
+
+// Where no collective can hang the device the driver's own wait is the best.
+void wait_for_stream(CudaStream& stream) {
+  if (stream.watch)
+    wait_watching(stream, "cudaStreamQuery", [&] { return cudaStreamQuery(stream.compute); });
+  else
+    LORASHARD_CUDA_CHECK(cudaStreamSynchronize(stream.compute));
+}
+
+void wait_for_event(CudaStream& stream, cudaEvent_t event) {
+  if (stream.watch)
+    wait_watching(stream, "cudaEventQuery", [&] { return cudaEventQuery(event); });
+  else
+    LORASHARD_CUDA_CHECK(cudaEventSynchronize(event));
+}
+
+void settle(CudaStream& stream) noexcept {
+  cudaSetDevice(stream.device);
+  if (std::uncaught_exceptions() > 0 && stream.abandon) stream.abandon();
+  cudaStreamSynchronize(stream.compute);
+}
+
+void synchronize(Stream& stream) { wait_for_stream(*stream.cuda()); }
 
 void* allocate(Stream& stream, size_t bytes) {
   if (bytes == 0) return nullptr;
@@ -87,8 +135,7 @@ void* allocate(Stream& stream, size_t bytes) {
 // Runs in destructors: errors stay for the next checked call, which meets them too.
 void release(Stream& stream, void* memory) {
   if (!memory) return;
-  cudaSetDevice(stream.cuda()->device);
-  cudaStreamSynchronize(stream_of(stream));
+  settle(*stream.cuda());
   cudaFree(memory);
 }
 

@@ -30,7 +30,7 @@ PinnedMemory& PinnedMemory::operator=(PinnedMemory&& other) noexcept {
 Event::Event() { LORASHARD_CUDA_CHECK(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming)); }
 Event::~Event() { cudaEventDestroy(event_); }
 void Event::record(cudaStream_t stream) { LORASHARD_CUDA_CHECK(cudaEventRecord(event_, stream)); }
-void Event::wait() { LORASHARD_CUDA_CHECK(cudaEventSynchronize(event_)); }
+void Event::wait(CudaStream& stream) { wait_for_event(stream, event_); }
 void Event::order(cudaStream_t stream) {
   LORASHARD_CUDA_CHECK(cudaStreamWaitEvent(stream, event_, 0));
 }
@@ -38,12 +38,12 @@ void Event::order(cudaStream_t stream) {
 char* PinnedRing::acquire() {
   Slot& slot = slots_[size_t(next_)];
   if (!slot.memory.data()) slot.memory = PinnedMemory(slot_bytes_);
-  slot.read.wait();
+  slot.read.wait(stream_);
   return slot.memory.data();
 }
 
 void PinnedRing::release() {
-  slots_[size_t(next_)].read.record(stream_);
+  slots_[size_t(next_)].read.record(stream_.compute);
   next_ = (next_ + 1) % kSlots;
 }
 
@@ -97,7 +97,7 @@ namespace {
 // that read this one.
 struct Staging {
   Staging(Stream& stream, int64_t capacity)
-      : device(stream, size_t(capacity)), ring(stream_of(stream), size_t(capacity)) {}
+      : device(stream, size_t(capacity)), ring(*stream.cuda(), size_t(capacity)) {}
   Buffer device;
   PinnedRing ring;
 };
@@ -111,7 +111,7 @@ void* create_staging(Stream& stream, int64_t capacity) {
 }
 
 void destroy_staging(Stream& stream, void* staging) {
-  cudaStreamSynchronize(stream_of(stream));  // copies may still read the page-locked memory
+  settle(*stream.cuda());  // copies may still read the page-locked memory
   delete static_cast<Staging*>(staging);
 }
 

@@ -1,0 +1,312 @@
+#include "parallel/nccl.h"
+
+#include <cuda_runtime_api.h>
+#include <nccl.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <exception>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/pinned_ring.h"
+#include "parallel/agree.h"
+
+namespace lorashard {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using std::chrono::milliseconds;
+
+std::atomic<milliseconds> sum_patience{std::chrono::minutes(30)};
+std::atomic<milliseconds> join_patience{std::chrono::minutes(5)};
+
+ncclDataType_t nccl_type(DType t) {
+  switch (t) {
+    case DType::F32:
+      return ncclFloat32;
+    case DType::BF16:
+      return ncclBfloat16;
+    case DType::F64:
+      return ncclFloat64;
+    case DType::I64:
+      return ncclInt64;
+    default:
+      throw std::logic_error("all_reduce_sum: unsupported type");
+  }
+}
+
+// One member of one NCCL communicator.
+struct Member {
+  ncclComm_t comm = nullptr;
+  int rank = 0, size = 1;
+  std::string where() const {
+    return "NCCL rank " + std::to_string(rank) + " of " + std::to_string(size);
+  }
+};
+
+// What the communicators of one compute stream share: the collective stream, the sums under way and
+// the NCCL communicators, which fail together.
+class Device {
+ public:
+  explicit Device(Stream& stream) : compute_(selected(stream)) {
+    LORASHARD_CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+    compute_.watch = [this] { watch(); };
+    compute_.abandon = [this] { abort(); };
+  }
+  ~Device() {
+    compute_.watch = nullptr;
+    compute_.abandon = nullptr;
+    cudaStreamDestroy(stream_);
+  }
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
+  // Joins the ranks that hold `id`. Throws Error.
+  Member* join(const ncclUniqueId& id, int rank, int size);
+  void leave(Member* member);
+
+  SumTicket begin(const Member& member, Matrix x, const char* label);
+  // What is enqueued on the compute stream from now on comes after the sum.
+  void wait(SumTicket sum) { slot(sum).after.order(compute_.compute); }
+
+  // Ends every communicator where it stands. What waits for them on the device goes on, with
+  // meaningless sums.
+  void abort() noexcept;
+
+ private:
+  // Events are made on the device that is selected.
+  static CudaStream& selected(Stream& stream) {
+    cuda::use_device(stream);
+    return *stream.cuda();
+  }
+
+  // Sums begun last, in a ring. Where a slot was used again, its event marks a later point of the
+  // same stream: who waits for it waits for the earlier sum too.
+  static constexpr int64_t kSlots = 32;
+  struct Sum {
+    cuda::Event before, after;
+    std::string label, where;
+    Clock::time_point begun;
+  };
+  Sum& slot(SumTicket sum) { return sums_[size_t(sum % kSlots)]; }
+
+  void watch();
+  // Aborts, and throws the Error that names the oldest sum under way.
+  [[noreturn]] void fail(const Member& member, const char* call, ncclResult_t result,
+                         const std::string& label);
+  void settle(const Member& member, const char* call, ncclResult_t result, milliseconds patience,
+              const std::string& label);
+  // The oldest sum that is not done; null if all are.
+  Sum* oldest();
+
+  CudaStream& compute_;
+  cudaStream_t stream_ = nullptr;
+  std::array<Sum, kSlots> sums_;
+  SumTicket last_ = 0;
+  SumTicket done_ = 0;  // sums up to this one are known to be done
+  std::vector<std::unique_ptr<Member>> members_;
+  bool aborted_ = false;
+};
+
+// NCCL says more in ncclGetLastError than the status does; it keeps that of the process.
+std::string text(ncclResult_t result) {
+  std::string said = ncclGetErrorString(result);
+  const char* more = ncclGetLastError(nullptr);
+  if (more && *more) said += " (" + std::string(more) + ")";
+  return said;
+}
+
+void Device::fail(const Member& member, const char* call, ncclResult_t result,
+                  const std::string& label) {
+  const std::string where = member.where();
+  const std::string what = std::string(call) + (label.empty() ? "" : " of " + label) +
+                           " failed: " + text(result) + "; see the other ranks' messages";
+  abort();
+  fail_run(where, what);
+}
+
+// Calls on a communicator that does not block answer ncclInProgress and go on by themselves.
+void Device::settle(const Member& member, const char* call, ncclResult_t result,
+                    milliseconds patience, const std::string& label) {
+  const Clock::time_point start = Clock::now();
+  while (result == ncclInProgress) {
+    if (Clock::now() - start > patience) {
+      const std::string where = member.where();
+      abort();
+      fail_run(where, std::string(call) + (label.empty() ? "" : " of " + label) +
+                          " did not end in time: a rank is lost or its device does not answer");
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
+    if (const ncclResult_t asked = ncclCommGetAsyncError(member.comm, &result);
+        asked != ncclSuccess)
+      result = asked;
+  }
+  if (result != ncclSuccess) fail(member, call, result, label);
+}
+
+Member* Device::join(const ncclUniqueId& id, int rank, int size) {
+  LORASHARD_CUDA_CHECK(cudaSetDevice(compute_.device));
+  members_.push_back(std::make_unique<Member>(Member{nullptr, rank, size}));
+  Member& member = *members_.back();
+  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+  config.blocking = 0;
+  settle(member, "ncclCommInitRankConfig",
+         ncclCommInitRankConfig(&member.comm, size, id, rank, &config), join_patience, "");
+  return &member;
+}
+
+void Device::leave(Member* member) {
+  if (std::uncaught_exceptions() > 0) {
+    abort();
+  } else if (!aborted_) {
+    cudaSetDevice(compute_.device);
+    cudaStreamSynchronize(stream_);
+    ncclResult_t result = ncclCommFinalize(member->comm);
+    const Clock::time_point start = Clock::now();
+    while (result == ncclInProgress && Clock::now() - start < join_patience.load()) {
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+      if (ncclCommGetAsyncError(member->comm, &result) != ncclSuccess) break;
+    }
+    if (result == ncclSuccess)
+      ncclCommDestroy(member->comm);
+    else
+      ncclCommAbort(member->comm);
+  }
+  std::erase_if(members_, [&](const auto& m) { return m.get() == member; });
+}
+
+void Device::abort() noexcept {
+  if (aborted_) return;
+  aborted_ = true;
+  for (const auto& member : members_)
+    if (member->comm) ncclCommAbort(member->comm);
+}
+
+SumTicket Device::begin(const Member& member, Matrix x, const char* label) {
+  if (aborted_)
+    fail_run(member.where(), std::string("ncclAllReduce of ") + label +
+                                 " cannot begin: the communicator was aborted");
+  const SumTicket ticket = ++last_;
+  Sum& sum = slot(ticket);
+  sum.label = label;
+  sum.where = member.where();
+  sum.begun = Clock::now();
+  sum.before.record(compute_.compute);
+  sum.before.order(stream_);
+  settle(member, "ncclAllReduce",
+         ncclAllReduce(x.data, x.data, size_t(x.rows * x.cols), nccl_type(x.dtype), ncclSum,
+                       member.comm, stream_),
+         sum_patience, label);
+  sum.after.record(stream_);
+  return ticket;
+}
+
+Device::Sum* Device::oldest() {
+  done_ = std::max(done_, last_ - kSlots);
+  while (done_ < last_) {
+    if (Sum& sum = slot(done_ + 1); !sum.after.passed()) return &sum;
+    ++done_;
+  }
+  return nullptr;
+}
+
+void Device::watch() {
+  if (aborted_) return;
+  Sum* const sum = oldest();
+  for (const auto& member : members_) {
+    ncclResult_t result = ncclSuccess;
+    if (const ncclResult_t asked = ncclCommGetAsyncError(member->comm, &result);
+        asked != ncclSuccess)
+      result = asked;
+    if (result != ncclSuccess && result != ncclInProgress)
+      fail(*member, "ncclAllReduce", result, sum ? sum->label : "");
+  }
+  if (sum && Clock::now() - sum->begun > sum_patience.load()) {
+    const std::string where = sum->where, label = sum->label;
+    abort();
+    fail_run(where, "ncclAllReduce of " + label +
+                        " did not end in time: a rank is lost or its device does not answer");
+  }
+}
+
+class NcclCommunicator final : public Communicator {
+ public:
+  // Collective. `host` is owned if it comes with `owned`.
+  NcclCommunicator(Communicator& host, std::unique_ptr<Communicator> owned,
+                   std::shared_ptr<Device> device)
+      : Communicator(host.rank(), host.size()),
+        owned_(std::move(owned)),
+        host_(host),
+        device_(std::move(device)) {
+    if (size() == 1) return;
+    ncclUniqueId id{};
+    run_agreed(host_, [&] {
+      if (rank() > 0) return;
+      if (const ncclResult_t result = ncclGetUniqueId(&id); result != ncclSuccess)
+        fail_run("NCCL rank 0", "ncclGetUniqueId failed: " + text(result));
+    });
+    host_.broadcast(&id, sizeof id, 0, "nccl_id");
+    run_agreed(host_, [&] { member_ = device_->join(id, rank(), size()); });
+  }
+  ~NcclCommunicator() override {
+    if (member_) device_->leave(member_);
+  }
+
+  std::unique_ptr<Communicator> split(int color) override {
+    std::unique_ptr<Communicator> part = host_.split(color);
+    Communicator& host = *part;
+    return std::make_unique<NcclCommunicator>(host, std::move(part), device_);
+  }
+
+  [[noreturn]] void abort(int exit_status) override {
+    device_->abort();
+    host_.abort(exit_status);
+    std::terminate();  // abort() does not return
+  }
+
+ private:
+  void do_all_reduce_sum(Stream& stream, Matrix x) override {
+    do_all_reduce_sum_wait(stream, do_all_reduce_sum_begin(stream, x));
+  }
+  SumTicket do_all_reduce_sum_begin(Stream& stream, Matrix x) override {
+    if (stream.backend() == Backend::CPU) {
+      host_.all_reduce_sum(stream, x, label());
+      return 0;
+    }
+    return device_->begin(*member_, x, label());
+  }
+  void do_all_reduce_sum_wait(Stream&, SumTicket sum) override {
+    if (sum != 0) device_->wait(sum);
+  }
+  void do_all_gather(const void* send, void* receive, int64_t bytes) override {
+    host_.all_gather(send, receive, bytes, label());
+  }
+  void do_broadcast(void* data, int64_t bytes, int root) override {
+    host_.broadcast(data, bytes, root, label());
+  }
+  void do_barrier() override { host_.barrier(label()); }
+
+  std::unique_ptr<Communicator> owned_;
+  Communicator& host_;
+  std::shared_ptr<Device> device_;
+  Member* member_ = nullptr;
+};
+
+}  // namespace
+
+std::unique_ptr<Communicator> make_nccl_communicator(Communicator& host, Stream& stream) {
+  return std::make_unique<NcclCommunicator>(host, nullptr, std::make_shared<Device>(stream));
+}
+
+void set_nccl_patience(milliseconds sum, milliseconds join) {
+  sum_patience = sum;
+  join_patience = join;
+}
+
+}  // namespace lorashard

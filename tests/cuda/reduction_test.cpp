@@ -1,0 +1,210 @@
+// Device kernels that sum over rows or whole buffers, against their CPU references.
+#include "kernels/adamw.h"
+#include "kernels/cross_entropy.h"
+#include "kernels/rms_norm.h"
+#include "tests/cuda/device.h"
+
+namespace lorashard {
+namespace {
+
+const DType F = DType::F32, B = DType::BF16, H = DType::F16;
+
+class ReductionKernels : public DeviceTest {};
+INSTANTIATE_TEST_SUITE_P(Orders, ReductionKernels, all_orders(), order_name);
+
+// ---- rms_norm
+
+struct NormCase {
+  int64_t rows, groups, d, pad, shift;
+};
+// Whole rows and heads; parts of a warp, whole warps and blocks; odd widths and unaligned rows.
+const std::vector<NormCase> kNormCases = {
+    {1, 1, 1, 0, 0},   {3, 1, 7, 2, 0},    {2, 5, 3, 0, 0},    {5, 3, 16, 0, 0},
+    {3, 9, 64, 0, 0},  {7, 2, 128, 8, 0},  {3, 4, 128, 3, 0},  {3, 4, 128, 0, 1},
+    {2, 1, 576, 0, 0}, {2, 1, 1030, 2, 0}, {2, 1, 2048, 0, 0}, {1, 1, 4099, 0, 0},
+    {40, 1, 24, 0, 0}, {2, 2, 1500, 4, 2}};
+
+TEST_P(ReductionKernels, RmsNorm) {
+  for (const NormCase& c : kNormCases)
+    for (auto [type, gain_type] : {std::pair{F, F}, {F, B}, {B, B}, {B, F}, {B, H}}) {
+      const Shape s{c.rows, c.groups * c.d, c.pad, c.shift};
+      SCOPED_TRACE(testing::Message() << describe(s) << ", " << c.groups << " groups");
+      const float eps = 1e-3f, offset = gain_type == B ? 1 : 0;
+      const HostMatrix x = random_matrix(s, type, 1), dy = random_matrix(s, type, 2),
+                       gain = HostMatrix(1, c.d, gain_type).randomize(3, 0.2, 1);
+      HostMatrix want(s.rows, s.cols, type, s.pad), want_rstd(s.rows, c.groups, F, 1);
+      DeviceMatrix y(device(), want, s.shift), rstd(device(), want_rstd),
+          dx_in(device(), x, s.shift), d_gain(device(), gain);
+      rms_norm_forward(cpu, want, want_rstd, x, gain, eps, offset);
+      rms_norm_forward(device(), y, rstd, dx_in, d_gain, eps, offset);
+      // Sums of the same positive squares in another order.
+      expect_matches(rstd.host(), want_rstd, 0, 2e-6);
+      expect_matches(y.host(), want, 0, neighbour(type) + 3e-6);
+
+      DeviceMatrix in_place(device(), x, s.shift);
+      rms_norm_forward(device(), in_place, {}, in_place, d_gain, eps, offset);
+      EXPECT_EQ(in_place.host(), y.host());
+
+      // dx is a difference of terms of the size of rstd times products of normal values.
+      const double size = 100;
+      HostMatrix want_dx = random_matrix(s, type, 4);
+      DeviceMatrix dx(device(), want_dx, s.shift), d_dy(device(), dy, s.shift);
+      rms_norm_backward(cpu, want_dx, dy, x, want_rstd, gain, offset, true);
+      rms_norm_backward(device(), dx, d_dy, dx_in, rstd, d_gain, offset, true);
+      expect_matches(dx.host(), want_dx, 1e-6 * size, neighbour(type));
+      HostMatrix aliased = dy;
+      rms_norm_backward(cpu, aliased, aliased, x, want_rstd, gain, offset, false);
+      rms_norm_backward(device(), d_dy, d_dy, dx_in, rstd, d_gain, offset, false);
+      expect_matches(d_dy.host(), aliased, 1e-6 * size, neighbour(type));
+    }
+}
+
+TEST_P(ReductionKernels, RmsNormOfMixedTypes) {
+  const Shape s{3, 264, 8};
+  const HostMatrix x = random_matrix(s, F, 1), gain = HostMatrix(1, 264, H).randomize(2, 0.2, 1),
+                   dy = random_matrix(s, F, 3);
+  HostMatrix want(3, 264, B, 4), want_rstd(3, 1, F), want_dx(3, 264, B);
+  DeviceMatrix y(device(), want), rstd(device(), want_rstd), dx(device(), want_dx),
+      d_x(device(), x), d_dy(device(), dy), d_gain(device(), gain);
+  rms_norm_forward(cpu, want, want_rstd, x, gain, 1e-5f, 0);
+  rms_norm_forward(device(), y, rstd, d_x, d_gain, 1e-5f, 0);
+  expect_matches(y.host(), want, 0, neighbour(B));
+  rms_norm_backward(cpu, want_dx, dy, x, want_rstd, gain, 0, false);
+  rms_norm_backward(device(), dx, d_dy, d_x, rstd, d_gain, 0, false);
+  expect_matches(dx.host(), want_dx, 1e-5, neighbour(B));
+}
+
+// ---- cross entropy
+
+TEST_P(ReductionKernels, CrossEntropy) {
+  for (const Shape& s : shapes())
+    for (DType type : {F, B}) {
+      SCOPED_TRACE(describe(s));
+      HostMatrix logits = random_matrix(s, type, 1, 4), want_stats(s.rows, 3, F, 2);
+      const int64_t first = 1000;  // this rank's slice starts here
+      std::vector<int32_t> labels;
+      for (int64_t r = 0; r < s.rows; ++r)
+        labels.push_back(int32_t(r % 3 == 2 ? r % 1000 : first + r * 5 % s.cols));
+      DeviceMatrix d_logits(device(), logits, s.shift), stats(device(), want_stats);
+      DeviceArray<int32_t> d_labels(device(), labels);
+      cross_entropy_stats(cpu, want_stats, logits, labels.data(), first);
+      cross_entropy_stats(device(), stats, d_logits, d_labels.data(), first);
+      const HostMatrix got = stats.host();
+      EXPECT_TRUE(got.gaps_untouched());
+      std::vector<float> lse;
+      for (int64_t r = 0; r < s.rows; ++r) {
+        ASSERT_EQ(got(r, 0), want_stats(r, 0));
+        // Positive terms in another order, each rescaled a few times.
+        ASSERT_NEAR(got(r, 1), want_stats(r, 1), 2e-6 * want_stats(r, 1));
+        ASSERT_EQ(got(r, 2), want_stats(r, 2));
+        lse.push_back(float(want_stats(r, 0) + std::log(want_stats(r, 1) + 1)));
+      }
+      DeviceArray<float> d_lse(device(), lse);
+      cross_entropy_gradient(cpu, logits, lse.data(), labels.data(), first, 0.25f);
+      cross_entropy_gradient(device(), d_logits, d_lse.data(), d_labels.data(), first, 0.25f);
+      // The exponent carries a rounding of its own size, at most 30.
+      expect_matches(d_logits.host(), logits, 2e-7, neighbour(type) + 4e-6);
+    }
+}
+
+// -inf logits (masked tokens) count as nothing, whichever thread meets them; NaN reaches the sum.
+TEST_P(ReductionKernels, CrossEntropyOfSpecialLogits) {
+  HostMatrix logits(3, 200, F);
+  logits.randomize(1).set(0, 0, NAN);
+  for (int64_t j = 0; j < 199; ++j) logits.set(1, j, -INFINITY);
+  for (int64_t j = 0; j < 100; ++j) logits.set(2, j, -INFINITY);
+  double top = -INFINITY, sum = 0;
+  for (int64_t j = 100; j < 200; ++j) top = std::max(top, logits(2, j));
+  for (int64_t j = 100; j < 200; ++j) sum += std::exp(logits(2, j) - top);
+  DeviceMatrix d_logits(device(), logits), stats(device(), HostMatrix(3, 3, F));
+  DeviceArray<int32_t> labels(device(), {5, 199, 150});
+  cross_entropy_stats(device(), stats, d_logits, labels.data(), 0);
+  const HostMatrix got = stats.host();
+  EXPECT_TRUE(std::isnan(got(0, 1)));
+  EXPECT_EQ(got(1, 0), logits(1, 199));
+  EXPECT_EQ(got(1, 1), 1);
+  EXPECT_EQ(got(2, 0), top);
+  EXPECT_NEAR(got(2, 1), sum, 2e-6 * sum);
+}
+
+TEST_P(ReductionKernels, CrossEntropyCombine) {
+  for (int64_t rows : {1, 3, 256, 700})
+    for (int ranks : {1, 2, 5}) {
+      SCOPED_TRACE(testing::Message() << rows << " rows of " << ranks);
+      HostMatrix stats(rows * ranks, 3, F);
+      stats.randomize(1, 5);
+      for (int64_t r = 0; r < rows * ranks; ++r) stats.set(r, 1, 1 + std::abs(stats(r, 1)));
+      std::vector<float> lse(static_cast<size_t>(rows));
+      double loss = 1.25;  // grows
+      DeviceMatrix d_stats(device(), stats);
+      DeviceArray<float> d_lse(device(), std::vector<float>(lse.size(), NAN));
+      DeviceArray<double> d_loss(device(), {loss});
+      cross_entropy_combine(cpu, lse.data(), &loss, stats, ranks);
+      cross_entropy_combine(device(), d_lse.data(), d_loss.data(), d_stats, ranks);
+      const std::vector<float> got = d_lse.host();
+      // In double, in the same order: only exp and log may differ by an ulp.
+      for (size_t r = 0; r < lse.size(); ++r) ASSERT_NEAR(got[r], lse[r], 1e-6 * std::abs(lse[r]));
+      ASSERT_NEAR(d_loss.host()[0], loss, 1e-13 * double(rows) * std::abs(loss));
+    }
+}
+
+// ---- adamw
+
+TEST_P(ReductionKernels, AdamW) {
+  for (int64_t n : {1, 3, 4, 1000, 70001})
+    for (int64_t shift : {0, 1}) {
+      SCOPED_TRACE(testing::Message() << n << " from " << shift);
+      HostMatrix p(1, n, F), m(1, n, F), v(1, n, F), g(1, n, F);
+      p.randomize(1), m.randomize(2, 0.1), g.randomize(4, 0.1);
+      v.randomize(3, 0.1);
+      for (int64_t i = 0; i < n; ++i) v.set(0, i, v(0, i) * v(0, i));
+      v.set(0, 0, 0), m.set(0, 0, 0), g.set(0, 0, 0);  // 0 / eps
+      DeviceMatrix dp(device(), p, shift), dm(device(), m, shift), dv(device(), v, shift),
+          dg(device(), g, shift);
+      const auto at = [](Matrix a) { return static_cast<float*>(a.data); };
+      for (int64_t step = 1; step <= 3; ++step) {
+        const AdamWStep s{1e-2f, 0.9f, 0.999f, 1e-8f, 0.1f, step, 0.5f};
+        adamw(cpu, at(p), at(m), at(v), at(g), n, s);
+        adamw(device(), at(dp), at(dm), at(dv), at(dg), n, s);
+      }
+      // Three steps of a few roundings each; the CPU may keep products unrounded.
+      expect_matches(dm.host(), m, 1e-8, 1e-6);
+      expect_matches(dv.host(), v, 1e-10, 1e-6);
+      expect_matches(dp.host(), p, 1e-6, 1e-6);
+    }
+}
+
+TEST_P(ReductionKernels, SumOfSquares) {
+  for (int64_t n : {0, 1, 5, 1023, 16384, 16385, 300001}) {
+    SCOPED_TRACE(n);
+    std::vector<float> x;
+    std::mt19937 engine(7);
+    std::normal_distribution<float> normal;
+    for (int64_t i = 0; i <= n; ++i) x.push_back(normal(engine));
+    double want = 0;
+    sum_of_squares(cpu, &want, x.data(), n);
+    DeviceArray<float> aligned(device(), x);
+    DeviceArray<double> sum(device(), {NAN});
+    sum_of_squares(device(), sum.data(), aligned.data(), n);
+    const double got = sum.host()[0];
+    EXPECT_NEAR(got, want, 1e-13 * want);
+    // Where it lies does not change a bit, and it equals itself from run to run.
+    x.insert(x.begin(), 100.0f);
+    DeviceArray<float> shifted(device(), x);
+    sum_of_squares(device(), sum.data(), shifted.data() + 1, n);
+    EXPECT_EQ(sum.host()[0], got);
+  }
+}
+
+TEST_P(ReductionKernels, SplitDouble) {
+  const double x = 12345678.123456789;
+  DeviceArray<double> d_x(device(), {x});
+  DeviceArray<float> parts(device(), {0, 0});
+  split_double(device(), parts.data(), parts.data() + 1, d_x.data());
+  float high, low;
+  split_double(cpu, &high, &low, &x);
+  EXPECT_EQ(parts.host(), (std::vector<float>{high, low}));
+}
+
+}  // namespace
+}  // namespace lorashard
