@@ -61,8 +61,8 @@ const CudnnPlan& cudnn_plan(Stream& stream, const CudnnShape& shape) {
   const int64_t q_bytes =
       shape.batch * shape.length * shape.heads * shape.head_dim * int64_t{sizeof(float)};
   if (plan.graph && plan.workspace_bytes > 4 * q_bytes) {
-    plan.problem = "cuDNN needs " + std::to_string(plan.workspace_bytes >> 20) +
-                   " MiB of workspace for it";
+    plan.problem =
+        "cuDNN needs " + std::to_string(plan.workspace_bytes >> 20) + " MiB of workspace for it";
     plan.graph.reset();
   }
   return kept.plans.emplace(shape, std::move(plan)).first->second;

@@ -54,8 +54,8 @@ void own_backward(cudaStream_t stream, const AttentionArgs<__nv_bfloat16>& args,
                   const AttentionGrid& grid);
 void own_backward(cudaStream_t stream, const AttentionArgs<float>& args, const AttentionGrid& grid);
 
-// attention_lse.cu: lse of `batch` sequences of `length` queries between our order, (Tq, heads), and
-// cuDNN's, (batch, heads, length).
+// attention_lse.cu: lse of `batch` sequences of `length` queries between our order, (Tq, heads),
+// and cuDNN's, (batch, heads, length).
 struct LseOrder {
   int64_t batch, heads, length;
 };
