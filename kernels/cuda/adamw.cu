@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kSumThreads)
   if (threadIdx.x == 0) *sum = s;
 }
 
-__global__ void split_double_kernel(float* high, float* low, const double* x) {
+__global__ void __launch_bounds__(1) split_double_kernel(float* high, float* low, const double* x) {
   *high = float(*x);
   *low = float(*x - double(*high));
 }

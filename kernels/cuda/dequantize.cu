@@ -82,14 +82,14 @@ void dequantize_nf4(Stream& stream, Matrix y, const Nf4Matrix& w) {
   const MapGrid g = map_grid(y.rows, y.cols, kNf4Columns, fits);
   Nf4Levels levels;
   std::copy(std::begin(kNf4Levels), std::end(kNf4Levels), levels.level);
-  with_common_type({y.dtype}, [&]<class T>() {
+  with_storage_type(y.dtype, [&]<class T>() {
     LORASHARD_CUDA_CHECK(launch(dequantize_nf4_kernel<T>, g.grid, g.block, 0, stream_of(stream),
                                 Output<T>(y), w, levels, g.vectors));
   });
 }
 
 void dequantize_int8(Stream& stream, Matrix y, ConstMatrix codes, const float* scales) {
-  with_common_type({y.dtype}, [&]<class T>() {
+  with_storage_type(y.dtype, [&]<class T>() {
     using Op = Int8<T>;
     map(stream, Op{Output<T>(y), static_cast<const int8_t*>(codes.data), codes.ld, scales}, y.rows,
         y.cols, vectors_fit(Op::kColumns, {y, codes}));

@@ -57,16 +57,6 @@ struct Zero {
   }
 };
 
-template <class F>
-void with_storage_type(DType t, F f) {
-  if (t == DType::F32)
-    f.template operator()<float>();
-  else if (t == DType::BF16)
-    f.template operator()<bf16>();
-  else
-    f.template operator()<f16>();
-}
-
 }  // namespace
 
 void convert(Stream& stream, Matrix y, ConstMatrix x) {

@@ -145,6 +145,17 @@ void with_common_type(std::initializer_list<DType> types, F f) {
     f.template operator()<Any>();
 }
 
+// Calls it with the type of one matrix.
+template <class F>
+void with_storage_type(DType t, F f) {
+  if (t == DType::F32)
+    f.template operator()<float>();
+  else if (t == DType::BF16)
+    f.template operator()<bf16>();
+  else
+    f.template operator()<f16>();
+}
+
 // Whether v elements at a column that is a multiple of v can be moved by one access in each matrix.
 // Empty matrices do not count.
 inline bool vectors_fit(int v, std::initializer_list<ConstMatrix> matrices) {
