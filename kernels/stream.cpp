@@ -70,6 +70,22 @@ int allowed_cpus() {
 
 }  // namespace
 
+bool built_with_cuda() {
+#if LORASHARD_CUDA
+  return true;
+#else
+  return false;
+#endif
+}
+
+int cuda_devices() {
+#if LORASHARD_CUDA
+  return cuda::device_count();
+#else
+  return 0;
+#endif
+}
+
 Stream::Stream(int threads) : threads_(threads > 0 ? threads : allowed_cpus()) {}
 
 Stream::Stream(Backend backend, int threads, [[maybe_unused]] int device) : Stream(threads) {
@@ -86,6 +102,13 @@ Stream::~Stream() {
 #if LORASHARD_CUDA
   if (cuda_) cuda::destroy_stream(cuda_);
 #endif
+}
+
+size_t Stream::available_bytes() const {
+#if LORASHARD_CUDA
+  if (cuda_) return cuda::available_bytes(*cuda_);
+#endif
+  return 0;
 }
 
 void Stream::synchronize() { LORASHARD_ON_CUDA(*this, synchronize(*this)); }

@@ -15,6 +15,10 @@ enum class Backend : uint8_t { CPU, CUDA };
 
 struct CudaStream;  // kernels/cuda/device.h
 
+// Whether the program has the CUDA backend, and how many devices answer (0 without it).
+bool built_with_cuda();
+int cuda_devices();
+
 class Stream {
  public:
   // `threads` worker threads per kernel; 0 takes what the process may run on.
@@ -30,6 +34,8 @@ class Stream {
   int threads() const { return threads_; }
   // Waits until all that was enqueued is done.
   void synchronize();
+  // Memory of a CUDA device that is free; 0 on the CPU.
+  size_t available_bytes() const;
   // What the CUDA backend keeps for the stream; null on the CPU.
   CudaStream* cuda() const { return cuda_; }
   // Scratch memory of the device of at least `bytes`, 64-byte aligned, valid until the next call of

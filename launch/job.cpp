@@ -73,14 +73,14 @@ void tell(const char* what) {
   ::_exit(kExitFailure);
 }
 
-int run_body(Communicator& world, int host_ranks, const std::function<int(const Ranks&)>& body) {
+int run_body(Communicator& world, HostRank host, const std::function<int(const Ranks&)>& body) {
   const auto failed = [&](const char* what, int status, bool on_all_ranks) {
     if (world.size() > 1 && !on_all_ranks) tell_and_abort(world, what, status);
     if (world.rank() == 0) tell(what);
     return status;
   };
   try {
-    return body(Ranks{world, host_ranks});
+    return body(Ranks{world, host.size, host.rank});
   } catch (const Error& e) {
     return failed(e.what(), e.exit_status, e.on_all_ranks);
   } catch (const std::filesystem::filesystem_error& e) {
@@ -101,12 +101,12 @@ int run_job(int* argc, char*** argv, bool with_mpi, const std::function<int(cons
   std::signal(SIGBUS, lost_page);
   if (!with_mpi || !started_by_mpi_launcher()) {
     const auto world = make_self_communicator();
-    return run_body(*world, 1, body);
+    return run_body(*world, {}, body);
   }
   try {
     MpiEnvironment environment(argc, argv);
     const auto world = make_world_communicator();
-    return run_body(*world, host_rank().size, body);
+    return run_body(*world, host_rank(), body);
   } catch (const Error& e) {
     tell(e.what());
     return e.exit_status;

@@ -22,7 +22,7 @@ struct Arguments {
   ShardOptions shard;
   ExportCommandOptions exports;
   GenerateOptions generate;
-  std::string generate_dtype = "fp32";
+  std::string generate_dtype = "fp32", generate_backend = "auto";
   std::string inspect_path;
   std::string tokenize_model, tokenize_file;
   bool decode = false;
@@ -105,6 +105,10 @@ void declare(CLI::App& app, Arguments& a) {
   generate->add_option("--dtype", a.generate_dtype, "fp32 or bf16 products")
       ->check(CLI::IsMember({"fp32", "bf16"}))
       ->capture_default_str();
+  generate
+      ->add_option("--backend", a.generate_backend, "auto (CUDA where devices answer), cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->capture_default_str();
   generate->add_option("--threads", g.threads, "0: what the machine has")->capture_default_str();
 
   CLI::App* inspect = app.add_subcommand(
@@ -146,6 +150,10 @@ int run(CLI::App& app, Arguments& a, int argc, char** argv) {
     return on_all_ranks([&](const Ranks& ranks) { return shard_command(a.shard, ranks); });
   }
   if (app.got_subcommand("generate")) {
+    using Backend = RunConfig::Compute::Backend;
+    a.generate.backend = a.generate_backend == "cpu"    ? Backend::CPU
+                         : a.generate_backend == "cuda" ? Backend::CUDA
+                                                        : Backend::AUTO;
     a.generate.type = a.generate_dtype == "bf16" ? DType::BF16 : DType::F32;
     return on_all_ranks([&](const Ranks& ranks) { return generate(a.generate, ranks); });
   }

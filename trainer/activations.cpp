@@ -5,28 +5,39 @@
 namespace lorashard {
 namespace {
 
-BlockActivations plan_block(Arena& arena, const ActivationDims& d) {
-  BlockActivations a;
+// The two parts of a layer: what its attention half keeps, and its gate and up.
+void plan_attention(Arena& arena, const ActivationDims& d, BlockActivations& a) {
   a.q = arena.take(d.tokens, d.q_width, d.type);
   a.k = arena.take(d.tokens, d.kv_width, d.type);
   a.v = arena.take(d.tokens, d.kv_width, d.type);
   a.o = arena.take(d.tokens, d.q_width, d.type);
   a.lse = arena.take(d.tokens, d.heads, DType::F32);
-  a.gate = arena.take(d.tokens, d.features, d.type);
-  a.up = arena.take(d.tokens, d.features, d.type);
   a.rstd_in = arena.take(d.tokens, 1, DType::F32);
   a.rstd_mid = arena.take(d.tokens, 1, DType::F32);
   if (d.qk_norm) {
     a.q_rstd = arena.take(d.tokens, d.heads, DType::F32);
     a.k_rstd = arena.take(d.tokens, d.kv_heads, DType::F32);
   }
-  return a;
+}
+
+void plan_mlp(Arena& arena, const ActivationDims& d, BlockActivations& a) {
+  a.gate = arena.take(d.tokens, d.features, d.type);
+  a.up = arena.take(d.tokens, d.features, d.type);
+}
+
+// What a block does not keep, it takes from the one that all share. The u's are always its own.
+void share_missing(BlockActivations& a, const BlockActivations& shared) {
+  using A = BlockActivations;
+  for (const auto member : {&A::q, &A::k, &A::v, &A::o, &A::lse, &A::gate, &A::up, &A::rstd_in,
+                            &A::rstd_mid, &A::q_rstd, &A::k_rstd}) {
+    if ((a.*member).cols == 0) a.*member = shared.*member;
+  }
 }
 
 template <class Struct, size_t N>
-Struct trimmed(Struct s, Matrix Struct::*const (&members)[N], int64_t tokens) {
+Struct trimmed(Struct s, Matrix Struct::*const (&members)[N], int64_t first, int64_t tokens) {
   for (const auto member : members) {
-    if (s.*member) s.*member = (s.*member).row_range(0, tokens);
+    if (s.*member) s.*member = (s.*member).row_range(first, tokens);
   }
   return s;
 }
@@ -35,8 +46,9 @@ Struct trimmed(Struct s, Matrix Struct::*const (&members)[N], int64_t tokens) {
 
 Matrix Arena::take(int64_t rows, int64_t cols, DType type) {
   constexpr size_t kAlign = 64;
-  void* at = base_ ? base_ + used_ : nullptr;
-  used_ += (size_t(rows * cols * size_of(type)) + kAlign - 1) / kAlign * kAlign;
+  void* at = base_ ? base_ + next_ : nullptr;
+  next_ += (size_t(rows * cols * size_of(type)) + kAlign - 1) / kAlign * kAlign;
+  used_ = std::max(used_, next_);
   return matrix(at, rows, cols, type);
 }
 
@@ -52,12 +64,15 @@ Activations plan_activations(Arena& arena, const ActivationDims& d,
     }
     plan.dx = arena.take(d.tokens, d.hidden, d.type);
   }
-  const BlockActivations shared = plan_block(arena, d);
   int64_t widest = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const bool keep = d.backward && i >= count - d.kept_layers;
-    plan.kept.push_back(keep);
-    plan.blocks.push_back(keep ? plan_block(arena, d) : shared);
+    const int64_t from_top = count - i;
+    const bool all = d.backward && from_top <= d.keep_all;
+    const bool attention = d.backward && from_top <= d.keep_all + d.keep_attention;
+    plan.keep.push_back(all ? Keep::All : attention ? Keep::Attention : Keep::Nothing);
+    BlockActivations& a = plan.blocks.emplace_back();
+    if (attention) plan_attention(arena, d, a);
+    if (all) plan_mlp(arena, d, a);
   }
   for (int64_t i = 0; i < count; ++i) {
     const BlockWeights& w = weights[size_t(d.first_layer + i)];
@@ -69,8 +84,13 @@ Activations plan_activations(Arena& arena, const ActivationDims& d,
       widest = std::max(widest, group->rank_sum);
     }
   }
-  // Layers below first_layer run forward only and use the shared block, which holds no u.
-  if (count == 0) plan.blocks.push_back(shared);
+  plan.shared_at = arena.mark();
+  // Layers below first_layer run forward only, in the memory of the block that comes first.
+  BlockActivations shared;
+  if (count == 0) plan.blocks.emplace_back();
+  if (plan.blocks[0].q.cols == 0) plan_attention(arena, d, shared);
+  if (plan.blocks[0].gate.cols == 0) plan_mlp(arena, d, shared);
+  for (BlockActivations& a : plan.blocks) share_missing(a, shared);
   BlockScratch& s = plan.scratch;
   s.norm = arena.take(d.tokens, d.hidden, d.type);
   s.delta = arena.take(d.tokens, d.hidden, d.type);
@@ -93,20 +113,20 @@ Activations plan_activations(Arena& arena, const ActivationDims& d,
   return plan;
 }
 
-BlockActivations first_rows(const BlockActivations& a, int64_t tokens) {
+BlockActivations rows_of(const BlockActivations& a, int64_t first, int64_t tokens) {
   using A = BlockActivations;
   return trimmed(a,
                  {&A::q, &A::k, &A::v, &A::o, &A::lse, &A::gate, &A::up, &A::rstd_in, &A::rstd_mid,
                   &A::q_rstd, &A::k_rstd, &A::u_qkv, &A::u_o, &A::u_gate_up, &A::u_down},
-                 tokens);
+                 first, tokens);
 }
 
-BlockScratch first_rows(const BlockScratch& s, int64_t tokens) {
+BlockScratch rows_of(const BlockScratch& s, int64_t first, int64_t tokens) {
   using S = BlockScratch;
   return trimmed(s,
                  {&S::norm, &S::delta, &S::mlp, &S::d_mlp, &S::q_rope, &S::k_rope, &S::d_q, &S::d_k,
                   &S::d_v, &S::d_o},
-                 tokens);
+                 first, tokens);
 }
 
 }  // namespace lorashard

@@ -14,11 +14,16 @@ class Arena {
   Arena() = default;
   explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
   Matrix take(int64_t rows, int64_t cols, DType type);
+  // Where the next piece would begin; going back there lets pieces that are never in use at the
+  // same time share memory.
+  size_t mark() const { return next_; }
+  void back_to(size_t mark) { next_ = mark; }
+  // Bytes that the buffer needs.
   size_t used() const { return used_; }
 
  private:
   char* base_ = nullptr;
-  size_t used_ = 0;
+  size_t next_ = 0, used_ = 0;
 };
 
 struct ActivationDims {
@@ -32,26 +37,29 @@ struct ActivationDims {
   DType type = DType::F32;
   int64_t first_layer = 0;  // lowest adapted layer; layers below it keep nothing
   int64_t layers = 0;
-  int64_t kept_layers = 0;  // of those above, how many keep their activations; the topmost ones
+  // Of those from first_layer on, the topmost `keep_all` keep everything, the `keep_attention`
+  // below them Keep::Attention, the others nothing.
+  int64_t keep_all = 0, keep_attention = 0;
 };
 
 struct Activations {
-  std::vector<BlockActivations> blocks;  // per layer from first_layer; those not kept share one
-  std::vector<bool> kept;                // per layer from first_layer
+  std::vector<BlockActivations> blocks;  // per layer from first_layer; what is not kept is shared
+  std::vector<Keep> keep;                // per layer from first_layer
   // x_in and x_mid of each layer from first_layer, then x_out of the last: 2 n + 1. All the same
   // matrix in a forward-only plan.
   std::vector<Matrix> residual;
   Matrix dx;
   BlockScratch scratch;
   Matrix t, dropped;
+  size_t shared_at = 0;  // from this mark on nothing is in use between forward and backward
 };
 
 // Lays everything out in `arena`. Ranks of adapted groups come from the weights.
 Activations plan_activations(Arena& arena, const ActivationDims& dims,
                              const std::vector<BlockWeights>& blocks);
 
-// The first `tokens` rows of everything.
-BlockActivations first_rows(const BlockActivations& a, int64_t tokens);
-BlockScratch first_rows(const BlockScratch& s, int64_t tokens);
+// Rows [first, first + tokens) of everything.
+BlockActivations rows_of(const BlockActivations& a, int64_t first, int64_t tokens);
+BlockScratch rows_of(const BlockScratch& s, int64_t first, int64_t tokens);
 
 }  // namespace lorashard

@@ -19,13 +19,6 @@ void rotate(const BlockContext& c, Matrix x, int64_t heads, bool inverse) {
   rope(c.linear.stream, x, heads, c.positions, c.rope_table, inverse);
 }
 
-// Row-parallel output: the ranks' partial sums, base and LoRA together, then the bias once.
-void reduce_output(const BlockContext& c, const LinearGroup& group, const std::string& label) {
-  Stream& stream = c.linear.stream;
-  c.tensor.all_reduce_sum(stream, c.scratch.delta, label.c_str());
-  if (group.linears[0].bias) add_bias(stream, c.scratch.delta, group.linears[0].bias);
-}
-
 AttentionShape shape_of(const BlockContext& c, const BlockWeights& w) {
   AttentionShape shape = c.attention;
   shape.window = w.window;
@@ -79,66 +72,80 @@ void attend_with_cache(const BlockContext& c, const BlockWeights& w, const Query
                     cache.v.row_range(0, cache.used), c.sequences, shape_of(c, w));
 }
 
+// What still needs a gradient below each group of products.
+bool below_qkv(bool lowest) { return !lowest; }
+bool below_o(const BlockWeights& w, bool lowest) { return below_qkv(lowest) || w.qkv.adapted(); }
+bool below_gate_up(const BlockWeights& w, bool lowest) {
+  return below_o(w, lowest) || w.o.adapted();
+}
+bool below_down(const BlockWeights& w, bool lowest) {
+  return below_gate_up(w, lowest) || w.gate_up.adapted();
+}
+
 }  // namespace
 
-void block_forward(const BlockContext& c, const BlockWeights& w, const BlockLabels& labels,
-                   Matrix x_in, Matrix x_mid, Matrix x_out, const BlockActivations& acts,
-                   KvCache* cache) {
-  Stream& stream = c.linear.stream;
+void attention_half_forward(const BlockContext& c, const BlockWeights& w, ConstMatrix x_in,
+                            const BlockActivations& acts, KvCache* cache) {
   const QueryKey qk = project_qkv(c, w, x_in, acts, false);
   if (cache) {
     attend_with_cache(c, w, qk, acts, *cache);
   } else {
-    attention_forward(stream, acts.o, acts.lse, qk.q, qk.k, acts.v, c.sequences, shape_of(c, w));
+    attention_forward(c.linear.stream, acts.o, acts.lse, qk.q, qk.k, acts.v, c.sequences,
+                      shape_of(c, w));
   }
   linear_group_forward(c.linear, w.o, std::array{c.scratch.delta}, acts.o, acts.u_o, false, false);
-  reduce_output(c, w.o, labels.attention_forward);
-  add(stream, x_mid, x_in, c.scratch.delta);
+}
 
+void mlp_half_forward(const BlockContext& c, const BlockWeights& w, ConstMatrix x_mid,
+                      const BlockActivations& acts) {
   project_gate_up(c, w, x_mid, acts, false);
-  gated_activation_forward(stream, c.scratch.mlp, acts.gate, acts.up, c.config.activation);
+  gated_activation_forward(c.linear.stream, c.scratch.mlp, acts.gate, acts.up, c.config.activation);
   linear_group_forward(c.linear, w.down, std::array{c.scratch.delta}, c.scratch.mlp, acts.u_down,
                        false, false);
-  reduce_output(c, w.down, labels.mlp_forward);
-  add(stream, x_out, x_mid, c.scratch.delta);
+}
+
+void add_to_residual(const BlockContext& c, const LinearGroup& group, Matrix y, ConstMatrix x) {
+  Stream& stream = c.linear.stream;
+  if (group.linears[0].bias) add_bias(stream, c.scratch.delta, group.linears[0].bias);
+  add(stream, y, x, c.scratch.delta);
 }
 
 void block_recompute(const BlockContext& c, const BlockWeights& w, ConstMatrix x_in,
-                     ConstMatrix x_mid, const BlockActivations& acts) {
-  const QueryKey qk = project_qkv(c, w, x_in, acts, true);
-  attention_forward(c.linear.stream, acts.o, acts.lse, qk.q, qk.k, acts.v, c.sequences,
-                    shape_of(c, w));
+                     ConstMatrix x_mid, const BlockActivations& acts, Keep kept) {
+  if (kept == Keep::All) return;
+  if (kept == Keep::Nothing) {
+    const QueryKey qk = project_qkv(c, w, x_in, acts, true);
+    attention_forward(c.linear.stream, acts.o, acts.lse, qk.q, qk.k, acts.v, c.sequences,
+                      shape_of(c, w));
+  }
   project_gate_up(c, w, x_mid, acts, true);
 }
 
-void block_backward(const BlockContext& c, const BlockWeights& w, const BlockLabels& labels,
-                    ConstMatrix x_in, ConstMatrix x_mid, Matrix dx, const BlockActivations& acts,
-                    bool lowest) {
+bool mlp_half_backward(const BlockContext& c, const BlockWeights& w, ConstMatrix x_mid,
+                       ConstMatrix dx, const BlockActivations& acts, bool lowest) {
   Stream& stream = c.linear.stream;
   const BlockScratch& s = c.scratch;
-  // What still needs a gradient below each point.
-  const bool below_qkv = !lowest;
-  const bool below_o = below_qkv || w.qkv.adapted();
-  const bool below_gate_up = below_o || w.o.adapted();
-  const bool below_down = below_gate_up || w.gate_up.adapted();
-
-  gated_activation_forward(stream, s.mlp, acts.gate, acts.up, c.config.activation);
-  linear_group_backward(c.linear, w.down, below_down ? s.d_mlp : Matrix{}, std::array{dx}, s.mlp,
-                        acts.u_down);
-  if (!below_down) return;
+  if (w.down.adapted()) {
+    gated_activation_forward(stream, s.mlp, acts.gate, acts.up, c.config.activation);
+  }
+  linear_group_backward(c.linear, w.down, below_down(w, lowest) ? s.d_mlp : Matrix{},
+                        std::array{dx}, s.mlp, acts.u_down);
+  if (!below_down(w, lowest)) return false;
   gated_activation_backward(stream, acts.gate, acts.up, s.d_mlp, acts.gate, acts.up,
                             c.config.activation);
   if (w.gate_up.adapted()) norm(c, s.norm, {}, x_mid, w.post_norm);
-  linear_group_backward(c.linear, w.gate_up, below_gate_up ? s.delta : Matrix{},
-                        std::array{acts.gate, acts.up}, s.norm, acts.u_gate_up);
-  if (!below_gate_up) return;
-  c.tensor.all_reduce_sum(stream, s.delta, labels.mlp_backward.c_str());
-  rms_norm_backward(stream, dx, s.delta, x_mid, acts.rstd_mid, w.post_norm,
-                    c.config.norm_gain_offset, true);
+  linear_group_backward(c.linear, w.gate_up, below_gate_up(w, lowest) ? s.delta : Matrix{},
+                        std::array<ConstMatrix, 2>{acts.gate, acts.up}, s.norm, acts.u_gate_up);
+  return below_gate_up(w, lowest);
+}
 
-  linear_group_backward(c.linear, w.o, below_o ? s.d_o : Matrix{}, std::array{dx}, acts.o,
-                        acts.u_o);
-  if (!below_o) return;
+bool attention_half_backward(const BlockContext& c, const BlockWeights& w, ConstMatrix x_in,
+                             ConstMatrix dx, const BlockActivations& acts, bool lowest) {
+  Stream& stream = c.linear.stream;
+  const BlockScratch& s = c.scratch;
+  linear_group_backward(c.linear, w.o, below_o(w, lowest) ? s.d_o : Matrix{}, std::array{dx},
+                        acts.o, acts.u_o);
+  if (!below_o(w, lowest)) return false;
   const QueryKey qk = rotated_query_key(c, w, acts);
   attention_backward(stream, s.d_q, s.d_k, s.d_v, s.d_o, qk.q, qk.k, acts.v, acts.o, acts.lse,
                      c.sequences, shape_of(c, w));
@@ -151,12 +158,15 @@ void block_backward(const BlockContext& c, const BlockWeights& w, const BlockLab
                       c.config.norm_gain_offset, false);
   }
   if (w.qkv.adapted()) norm(c, s.norm, {}, x_in, w.input_norm);
-  linear_group_backward(c.linear, w.qkv, below_qkv ? s.delta : Matrix{},
-                        std::array{s.d_q, s.d_k, s.d_v}, s.norm, acts.u_qkv);
-  if (!below_qkv) return;
-  c.tensor.all_reduce_sum(stream, s.delta, labels.attention_backward.c_str());
-  rms_norm_backward(stream, dx, s.delta, x_in, acts.rstd_in, w.input_norm,
-                    c.config.norm_gain_offset, true);
+  linear_group_backward(c.linear, w.qkv, below_qkv(lowest) ? s.delta : Matrix{},
+                        std::array<ConstMatrix, 3>{s.d_q, s.d_k, s.d_v}, s.norm, acts.u_qkv);
+  return below_qkv(lowest);
+}
+
+void add_to_gradient(const BlockContext& c, Matrix dx, ConstMatrix x, ConstMatrix rstd,
+                     ConstMatrix gain) {
+  rms_norm_backward(c.linear.stream, dx, c.scratch.delta, x, rstd, gain, c.config.norm_gain_offset,
+                    true);
 }
 
 }  // namespace lorashard

@@ -45,14 +45,13 @@ struct BlockScratch {
 
 // What stays the same for all layers of one pass.
 struct BlockContext {
-  const LinearContext& linear;
-  Communicator& tensor;
+  LinearContext linear;
   const ModelConfig& config;
   AttentionShape attention;  // the window is the layer's
   Sequences sequences;
   const int32_t* positions;
   ConstMatrix rope_table;
-  const BlockScratch& scratch;
+  BlockScratch scratch;
 };
 
 // Rows of one layer's key/value cache: k and v are (capacity, kv_heads*D). The new rows are written
@@ -62,20 +61,35 @@ struct KvCache {
   int64_t used = 0;
 };
 
-// x_mid and x_out may be x_in when nothing is kept for backward. `cache` may be null.
-void block_forward(const BlockContext& c, const BlockWeights& w, const BlockLabels& labels,
-                   Matrix x_in, Matrix x_mid, Matrix x_out, const BlockActivations& acts,
-                   KvCache* cache = nullptr);
+// Each half of a layer forms this rank's share of what is added to the residual in c.scratch.delta;
+// the caller sums that over the ranks and calls add_to_residual(). Between the two it may run
+// another part of the micro-batch.
+void attention_half_forward(const BlockContext& c, const BlockWeights& w, ConstMatrix x_in,
+                            const BlockActivations& acts, KvCache* cache);
+void mlp_half_forward(const BlockContext& c, const BlockWeights& w, ConstMatrix x_mid,
+                      const BlockActivations& acts);
+// y = x + delta [+ the bias of `group`, w.o or w.down]. y may be x.
+void add_to_residual(const BlockContext& c, const LinearGroup& group, Matrix y, ConstMatrix x);
 
-// Fills acts (but the u's) again from x_in and x_mid.
+// What a layer keeps for its backward pass besides x_in and x_mid; the rest is computed again.
+// Keep::Attention does without gate and up, which are more than half of it and cost two products of
+// the forward pass to rebuild.
+enum class Keep : uint8_t { Nothing, Attention, All };
+
+// Fills what was not kept of acts (the u's always are) again from x_in and x_mid.
 void block_recompute(const BlockContext& c, const BlockWeights& w, ConstMatrix x_in,
-                     ConstMatrix x_mid, const BlockActivations& acts);
+                     ConstMatrix x_mid, const BlockActivations& acts, Keep kept);
 
-// dx: the gradient of x_out in, of x_in out. In the lowest adapted layer (`lowest`) nothing below
-// needs a gradient: dx is then left undefined and what leads only to it is skipped.
+// The same backwards. dx: the gradient of the half's output in; add_to_gradient() makes it that of
+// its input, once c.scratch.delta is summed over the ranks. False: nothing below needs a gradient,
+// as in the lowest adapted layer (`lowest`), and dx is left undefined.
 // acts.gate and acts.up are overwritten.
-void block_backward(const BlockContext& c, const BlockWeights& w, const BlockLabels& labels,
-                    ConstMatrix x_in, ConstMatrix x_mid, Matrix dx, const BlockActivations& acts,
-                    bool lowest);
+bool mlp_half_backward(const BlockContext& c, const BlockWeights& w, ConstMatrix x_mid,
+                       ConstMatrix dx, const BlockActivations& acts, bool lowest);
+bool attention_half_backward(const BlockContext& c, const BlockWeights& w, ConstMatrix x_in,
+                             ConstMatrix dx, const BlockActivations& acts, bool lowest);
+// dx += the gradient of x through its norm. rstd and gain: those of the half's norm.
+void add_to_gradient(const BlockContext& c, Matrix dx, ConstMatrix x, ConstMatrix rstd,
+                     ConstMatrix gain);
 
 }  // namespace lorashard

@@ -13,7 +13,7 @@
 namespace lorashard {
 
 EvalSum evaluate_loss(Model& model, std::shared_ptr<const Dataset> data, const std::string& path,
-                      int64_t micro_batch, const Mesh& mesh, Stream& stream) {
+                      int64_t micro_batch, const Mesh& mesh) {
   const EvalBatches batches(data, micro_batch, mesh.dp_rank, mesh.dp_size);
   double sums[2] = {0, 0};  // loss, counted labels
   for (int64_t m = 0; m < batches.micro_batches(); ++m) {
@@ -23,7 +23,8 @@ EvalSum evaluate_loss(Model& model, std::shared_ptr<const Dataset> data, const s
     sums[0] += loss;
     sums[1] += double(batch.counted);
   }
-  mesh.world->all_reduce_sum(stream, matrix(sums, 1, 2, DType::F64), "eval_loss");
+  Stream host(1);  // the sums lie in host memory
+  mesh.world->all_reduce_sum(host, matrix(sums, 1, 2, DType::F64), "eval_loss");
   if (sums[1] == 0) {
     Error error(kExitInput, path,
                 "no label counts; at least one must differ from -100 and have a "
@@ -36,21 +37,23 @@ EvalSum evaluate_loss(Model& model, std::shared_ptr<const Dataset> data, const s
 
 int evaluate(const Config& config, const std::string& adapter_dir, const Ranks& ranks) {
   const RunConfig& run = config.run;
-  Communicator& world = ranks.world;
+  const DeviceChoice device =
+      choose_device(run.compute().backend(), config.where("compute.backend"), ranks);
+  Compute compute(ranks, device, choose_threads(run.compute().threads(), ranks.host_ranks));
+  Communicator& world = compute.world();
+  Stream& stream = compute.stream();
   Console console(world.rank() == 0);
   std::unique_ptr<BaseModel> base;
   std::shared_ptr<const Dataset> data;
   std::optional<Adapter> adapter;
   run_agreed(world, [&] {
     check_mesh(config, world.size());
-    check_backend(config);
     base = BaseModel::open(run.model().path());
     check_tensor_degree(config, base->config());
     data = open_dataset(config, run.data().eval(), *base);
     if (!adapter_dir.empty()) adapter = read_adapter(adapter_dir, linear_modules(base->config()));
   });
   const std::string digest = base->digest(world);
-  Stream stream(choose_threads(run.compute().threads(), ranks.host_ranks));
   const Mesh mesh = make_mesh(world, int(run.parallel().tensor()));
   std::optional<Factors> factors;
   ModelWeights weights;
@@ -68,7 +71,7 @@ int evaluate(const Config& config, const std::string& adapter_dir, const Ranks& 
                                .max_positions = run.data().seq_len()});
   });
   const EvalSum sum =
-      evaluate_loss(*model, data, run.data().eval(), run.train().micro_batch_size(), mesh, stream);
+      evaluate_loss(*model, data, run.data().eval(), run.train().micro_batch_size(), mesh);
   console.line(fmt::format("loss {:.6f} perplexity {:.4f} tokens {} sequences {}", sum.mean(),
                            std::exp(sum.mean()), sum.counted, sum.sequences));
   return 0;

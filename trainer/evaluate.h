@@ -15,6 +15,6 @@ struct EvalSum {
 // Over the whole data set, shared out over the data-parallel ranks. Error (status 2) if no label
 // counts. Collective over mesh.world.
 EvalSum evaluate_loss(Model& model, std::shared_ptr<const Dataset> data, const std::string& path,
-                      int64_t micro_batch, const Mesh& mesh, Stream& stream);
+                      int64_t micro_batch, const Mesh& mesh);
 
 }  // namespace lorashard

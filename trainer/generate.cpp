@@ -77,7 +77,10 @@ int32_t pick_token(const float* logits, int64_t vocab, double temperature, doubl
 }
 
 int generate(const GenerateOptions& options, const Ranks& ranks) {
-  Communicator& world = ranks.world;
+  Compute compute(ranks, choose_device(options.backend, "--backend", ranks),
+                  choose_threads(options.threads, ranks.host_ranks));
+  Communicator& world = compute.world();
+  Stream& stream = compute.stream();
   Console console(world.rank() == 0);
   std::unique_ptr<BaseModel> base;
   std::shared_ptr<const Tokenizer> tokenizer;
@@ -114,7 +117,6 @@ int generate(const GenerateOptions& options, const Ranks& ranks) {
       }
     });
   }
-  Stream stream(choose_threads(options.threads, ranks.host_ranks));
   const Mesh mesh = make_mesh(world, world.size());
   const ModelConfig& config = base->config();
   ModelWeights weights;

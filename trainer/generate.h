@@ -17,6 +17,7 @@ struct GenerateOptions {
   double top_p = 1;
   uint64_t seed = 0;
   DType type = DType::F32;
+  RunConfig::Compute::Backend::Value backend = RunConfig::Compute::Backend::AUTO;
   int64_t threads = 0;
 };
 

@@ -58,7 +58,7 @@ void linear_group_forward(const LinearContext& c, const LinearGroup& group,
 }
 
 void linear_group_backward(const LinearContext& c, const LinearGroup& group, Matrix dx,
-                           std::span<const Matrix> dy, ConstMatrix x, ConstMatrix u) {
+                           std::span<const ConstMatrix> dy, ConstMatrix x, ConstMatrix u) {
   const Matrix t = group.adapted() ? c.t.block(0, x.rows, 0, group.rank_sum) : Matrix{};
   int64_t column = 0;
   for (size_t j = 0; j < group.linears.size(); ++j) {

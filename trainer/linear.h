@@ -35,6 +35,6 @@ void linear_group_forward(const LinearContext& c, const LinearGroup& group,
 // Adds the factors' gradients to c.gradients and, unless dx is empty,
 // dx(T,K) = sum_j dy_j W_j + scaling_j dropout(dy_j B_j A_j).
 void linear_group_backward(const LinearContext& c, const LinearGroup& group, Matrix dx,
-                           std::span<const Matrix> dy, ConstMatrix x, ConstMatrix u);
+                           std::span<const ConstMatrix> dy, ConstMatrix x, ConstMatrix u);
 
 }  // namespace lorashard

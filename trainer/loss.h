@@ -7,16 +7,19 @@
 
 #include "kernels/transfer.h"
 #include "parallel/collectives.h"
+#include "trainer/activations.h"
 #include "trainer/weights.h"
 
 namespace lorashard {
 
-// Memory of the loss for at most T tokens.
+// For micro-batches of at most max_tokens.
 class LossHead {
  public:
   LossHead(Stream& stream, const ModelConfig& config, const ModelWeights& weights,
            Communicator& tensor, int64_t max_tokens, DType activation_type);
 
+  // Takes the memory that the calls below work in. To be called before them.
+  void plan(Arena& arena);
   // Adds the sum over counted rows of -log p(label), formed in double, to *sum(). labels: T entries
   // in host memory, -100 not counted. Unless dx(T,H) is empty it gets the gradient of that sum for
   // x(T,H), the same on every rank.
@@ -35,10 +38,11 @@ class LossHead {
   const ModelConfig& config_;
   const ModelWeights& weights_;
   Communicator& tensor_;
-  int64_t chunk_rows_;
+  int64_t chunk_rows_, max_tokens_;
+  DType activation_type_;
   std::vector<int32_t> rows_, labels_;
   Staged<int32_t> device_rows_, device_labels_;
-  Buffer memory_, sum_;
+  Buffer sum_;
   Matrix picked_, normed_, rstd_, d_normed_, logits_, stats_, lse_;
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cassert>
+#include <cstdlib>
 #include <numeric>
 
 #include "kernels/elementwise.h"
@@ -12,13 +13,23 @@
 
 namespace lorashard {
 
-// One micro-batch or decoding step under way.
-struct Model::Pass {
-  int64_t tokens;
-  Sequences sequences;
-  const int32_t *ids, *positions;  // T, on the stream's device
-  DropoutState dropout;
-};
+namespace {
+
+// Where to cut a micro-batch in two parts of whole sequences: the sequence that starts nearest to
+// the middle. 0: it cannot be cut.
+size_t middle_sequence(std::span<const int32_t> offsets) {
+  const int32_t tokens = offsets.back();
+  size_t best = 0;
+  for (size_t s = 1; s + 1 < offsets.size(); ++s) {
+    if (offsets[s] == 0 || offsets[s] == tokens) continue;
+    if (best == 0 || std::abs(2 * offsets[s] - tokens) < std::abs(2 * offsets[best] - tokens)) {
+      best = s;
+    }
+  }
+  return best;
+}
+
+}  // namespace
 
 Model::Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, Factors* factors,
              Communicator& tensor, const ModelOptions& options)
@@ -32,7 +43,7 @@ Model::Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, F
   plan();
   ids_ = Staged<int32_t>(stream, options.max_tokens);
   positions_ = Staged<int32_t>(stream, options.max_tokens);
-  offsets_ = Staged<int32_t>(stream, options.max_tokens + 1);
+  for (auto& offsets : offsets_) offsets = Staged<int32_t>(stream, options.max_tokens + 1);
   kv_offsets_ = Staged<int32_t>(stream, 2);
   row_keys_ = Staged<uint64_t>(stream, options.max_tokens);
   rope_memory_ = Buffer(stream, size_t(options.max_positions * config.head_dim) * sizeof(float));
@@ -68,20 +79,37 @@ void Model::plan() {
          !weights_.blocks[size_t(d.first_layer)].adapted()) {
     ++d.first_layer;
   }
-  const auto bytes_when_keeping = [&](int64_t kept) {
-    d.kept_layers = kept;
+  // Lays out everything in `arena`. The loss works in memory that the layers do not need then.
+  const auto lay_out = [&](Arena& arena) {
+    activations_ = plan_activations(arena, d, weights_.blocks);
+    arena.back_to(activations_.shared_at);
+    loss_.plan(arena);
+  };
+  const auto bytes = [&](int64_t keep_all, int64_t keep_attention) {
+    d.keep_all = keep_all;
+    d.keep_attention = keep_attention;
     Arena counter;
-    plan_activations(counter, d, weights_.blocks);
+    lay_out(counter);
     return counter.used();
   };
-  const int64_t all = d.backward ? d.layers - d.first_layer : 0;
-  int64_t kept = options_.recompute == Recompute::Full ? 0 : all;
+  const int64_t layers = d.backward ? d.layers - d.first_layer : 0;
+  int64_t keep_all = layers, keep_attention = 0;
+  if (options_.recompute == Recompute::Mlp) std::swap(keep_all, keep_attention);
+  if (options_.recompute == Recompute::Full) keep_all = 0;
   if (options_.recompute == Recompute::Auto && options_.memory_budget > 0) {
-    while (kept > 0 && bytes_when_keeping(kept) > options_.memory_budget) --kept;
+    // Gate and up go first: they give the most memory for the least work.
+    while (keep_all > 0 && bytes(keep_all, keep_attention) > options_.memory_budget) {
+      --keep_all;
+      ++keep_attention;
+    }
+    while (keep_attention > 0 && bytes(0, keep_attention) > options_.memory_budget) {
+      --keep_attention;
+    }
   }
-  memory_ = Buffer(stream_, bytes_when_keeping(kept));
+  memory_ = Buffer();  // before the new one exists
+  memory_ = Buffer(stream_, bytes(keep_all, keep_attention));
   Arena arena(memory_.data());
-  activations_ = plan_activations(arena, d, weights_.blocks);
+  lay_out(arena);
 }
 
 void Model::use_factors(Factors* factors) {
@@ -91,110 +119,84 @@ void Model::use_factors(Factors* factors) {
   plan();
 }
 
-// The micro-batch as kernels see it.
-Model::Pass Model::stage(const MicroBatch& batch, bool training) {
-  const int32_t* offsets = offsets_.put(batch.offsets);
-  Pass pass{.tokens = int64_t(batch.ids.size()),
-            .sequences = {batch.offsets, batch.offsets, offsets, offsets},
-            .ids = ids_.put(batch.ids),
-            .positions = positions_.put(batch.positions),
-            .dropout = {}};
-  if (training && options_.dropout > 0) {
-    pass.dropout = {options_.dropout, options_.seed, row_keys_.put(batch.row_keys)};
-  }
-  return pass;
-}
-
-Matrix Model::embed(const Pass& pass) {
-  const Matrix x = activations_.residual[0].row_range(0, pass.tokens);
-  embedding_forward(stream_, x, pass.ids, weights_.embedding, weights_.vocabulary.begin,
-                    config_.embedding_scale);
-  tensor_.all_reduce_sum(stream_, x, "embedding");
-  return x;
-}
-
-BlockContext Model::context(const Pass& pass, const LinearContext& linear,
-                            const BlockScratch& scratch) const {
-  BlockContext c{.linear = linear,
-                 .tensor = tensor_,
+LayerPart Model::part(int64_t first_row, int64_t tokens, const Sequences& sequences,
+                      const int32_t* positions, const DropoutState& dropout) const {
+  BlockContext c{.linear = {.stream = stream_,
+                            .values = factors_ ? factors_->values() : nullptr,
+                            .gradients = factors_ ? factors_->gradients() : nullptr,
+                            .dropout = dropout,
+                            .t = activations_.t,
+                            .dropped = activations_.dropped},
                  .config = config_,
                  .attention = {},
-                 .sequences = pass.sequences,
-                 .positions = pass.positions,
+                 .sequences = sequences,
+                 .positions = positions + first_row,
                  .rope_table = rope_table_,
-                 .scratch = scratch};
+                 .scratch = rows_of(activations_.scratch, first_row, tokens)};
+  if (dropout.row_keys) c.linear.dropout.row_keys += first_row;
   c.attention.heads = dims_.heads;
   c.attention.kv_heads = dims_.kv_heads;
   c.attention.head_dim = config_.head_dim;
   c.attention.group = config_.heads / config_.kv_heads;
   c.attention.group_offset = weights_.heads.query.begin % c.attention.group;
   c.attention.scale = config_.attention_scale;
-  return c;
+  return {first_row, tokens, c, 0};
 }
 
-// From residual[0] (the embeddings) to the last residual.
-void Model::run_layers(const Pass& pass, DecodeState* state) {
-  const BlockScratch scratch = first_rows(activations_.scratch, pass.tokens);
-  const LinearContext linear{.stream = stream_,
-                             .values = factors_ ? factors_->values() : nullptr,
-                             .gradients = nullptr,
-                             .dropout = pass.dropout,
-                             .t = activations_.t,
-                             .dropped = activations_.dropped};
-  const BlockContext c = context(pass, linear, scratch);
-  const auto row = [&](size_t i) { return activations_.residual[i].row_range(0, pass.tokens); };
-  for (int64_t l = 0; l < config_.layers; ++l) {
-    const int64_t i = std::max<int64_t>(l - dims_.first_layer, 0);
-    const BlockActivations acts = first_rows(activations_.blocks[size_t(i)], pass.tokens);
-    const ProfileSpan span("layer", labels_[size_t(l)].forward.c_str());
-    // Layers below the first adapted one work in place.
-    const size_t in = size_t(2 * i);
-    const bool in_place = l < dims_.first_layer;
-    block_forward(c, weights_.blocks[size_t(l)], labels_[size_t(l)], row(in),
-                  row(in_place ? in : in + 1), row(in_place ? in : in + 2), acts,
-                  state ? &state->caches[size_t(l)] : nullptr);
+// The micro-batch as the layers see it: one part, or two when their sums are to overlap.
+std::vector<LayerPart> Model::stage(const MicroBatch& batch, bool training) {
+  const int32_t* positions = positions_.put(batch.positions);
+  DropoutState dropout;
+  if (training && options_.dropout > 0) {
+    dropout = {options_.dropout, options_.seed, row_keys_.put(batch.row_keys)};
   }
+  const std::span<const int32_t> offsets = batch.offsets;
+  const size_t middle = options_.overlap && tensor_.size() > 1 ? middle_sequence(offsets) : 0;
+  std::vector<LayerPart> parts;
+  const size_t cuts[] = {0, middle, offsets.size() - 1};
+  for (size_t i = middle == 0 ? 1 : 0; i < 2; ++i) {
+    const int32_t first = offsets[cuts[i]];
+    std::vector<int32_t>& mine = part_offsets_[i];
+    mine.assign(offsets.begin() + int64_t(cuts[i]), offsets.begin() + int64_t(cuts[i + 1]) + 1);
+    for (int32_t& o : mine) o -= first;
+    const int32_t* device = offsets_[i].put(mine);
+    parts.push_back(part(first, mine.back(), {mine, mine, device, device}, positions, dropout));
+  }
+  return parts;
+}
+
+void Model::embed(std::span<const int32_t> ids) {
+  const Matrix x = activations_.residual[0].row_range(0, int64_t(ids.size()));
+  embedding_forward(stream_, x, ids_.put(ids), weights_.embedding, weights_.vocabulary.begin,
+                    config_.embedding_scale);
+  tensor_.all_reduce_sum(stream_, x, "embedding");
+}
+
+LayerStack Model::stack() const {
+  return {tensor_, weights_.blocks, labels_, activations_, dims_.first_layer};
 }
 
 void Model::clear_loss() { fill_zero(stream_, matrix(loss_.sum(), 1, 2, DType::F32)); }
 
 void Model::forward_backward(const MicroBatch& batch) {
   assert(options_.training && factors_);
-  const Pass pass = stage(batch, true);
-  const int64_t tokens = pass.tokens;
-  embed(pass);
-  run_layers(pass, nullptr);
-
-  const Matrix dx = activations_.dx.row_range(0, tokens);
-  loss_.forward_backward(activations_.residual.back().row_range(0, tokens), batch.labels, dx);
-
-  const BlockScratch scratch = first_rows(activations_.scratch, tokens);
-  const LinearContext linear{.stream = stream_,
-                             .values = factors_->values(),
-                             .gradients = factors_->gradients(),
-                             .dropout = pass.dropout,
-                             .t = activations_.t,
-                             .dropped = activations_.dropped};
-  const BlockContext c = context(pass, linear, scratch);
-  for (int64_t l = config_.layers - 1; l >= dims_.first_layer; --l) {
-    const auto i = size_t(l - dims_.first_layer);
-    const BlockWeights& w = weights_.blocks[size_t(l)];
-    const BlockActivations acts = first_rows(activations_.blocks[i], tokens);
-    const Matrix x_in = activations_.residual[2 * i].row_range(0, tokens);
-    const Matrix x_mid = activations_.residual[2 * i + 1].row_range(0, tokens);
-    const ProfileSpan span("layer", labels_[size_t(l)].backward.c_str());
-    if (!activations_.kept[i]) block_recompute(c, w, x_in, x_mid, acts);
-    block_backward(c, w, labels_[size_t(l)], x_in, x_mid, dx, acts, l == dims_.first_layer);
-  }
+  const auto tokens = int64_t(batch.ids.size());
+  std::vector<LayerPart> parts = stage(batch, true);
+  embed(batch.ids);
+  forward_layers(stack(), parts, nullptr);
+  loss_.forward_backward(activations_.residual.back().row_range(0, tokens), batch.labels,
+                         activations_.dx.row_range(0, tokens));
+  backward_layers(stack(), parts);
 }
 
 double Model::evaluate(const MicroBatch& batch) {
   if (batch.ids.empty()) return 0;
-  const Pass pass = stage(batch, false);
-  embed(pass);
-  run_layers(pass, nullptr);
+  std::vector<LayerPart> parts = stage(batch, false);
+  embed(batch.ids);
+  forward_layers(stack(), parts, nullptr);
   clear_loss();
-  loss_.forward_backward(activations_.residual.back().row_range(0, pass.tokens), batch.labels, {});
+  loss_.forward_backward(activations_.residual.back().row_range(0, int64_t(batch.ids.size())),
+                         batch.labels, {});
   return host_copy(stream_, loss_sum(), 1)[0];
 }
 
@@ -228,14 +230,11 @@ void Model::decode(DecodeState& state, std::span<const int32_t> tokens, std::spa
     std::vector<int32_t> positions(piece.size());
     std::iota(positions.begin(), positions.end(), int32_t(state.position));
     const std::array<int32_t, 2> offsets{0, n}, kv_offsets{0, int32_t(state.position) + n};
-    const Pass pass{
-        .tokens = n,
-        .sequences = {offsets, kv_offsets, offsets_.put(offsets), kv_offsets_.put(kv_offsets)},
-        .ids = ids_.put(piece),
-        .positions = positions_.put(positions),
-        .dropout = {}};
-    embed(pass);
-    run_layers(pass, &state);
+    const Sequences sequences{offsets, kv_offsets, offsets_[0].put(offsets),
+                              kv_offsets_.put(kv_offsets)};
+    LayerPart whole = part(0, n, sequences, positions_.put(positions), {});
+    embed(piece);
+    forward_layers(stack(), {&whole, 1}, &state.caches);
     state.position += n;
     if (!tokens.empty()) continue;
     // Each rank's slice in its place, zero elsewhere; the sum is the whole row.

@@ -7,11 +7,12 @@
 #include "parallel/mesh.h"
 #include "trainer/activations.h"
 #include "trainer/batches.h"
+#include "trainer/layers.h"
 #include "trainer/loss.h"
 
 namespace lorashard {
 
-enum class Recompute : uint8_t { Auto, None, Full };
+enum class Recompute : uint8_t { Auto, None, Mlp, Full };
 
 struct ModelOptions {
   DType activation_type = DType::F32;
@@ -20,6 +21,7 @@ struct ModelOptions {
   bool training = false;
   Recompute recompute = Recompute::Auto;
   size_t memory_budget = 0;  // bytes for activations that Auto may fill; 0: no limit
+  bool overlap = false;      // sums of one half of a micro-batch beside the other half's work
   float dropout = 0;
   uint64_t seed = 0;
 };
@@ -53,17 +55,21 @@ class Model {
   // the host.
   void decode(DecodeState& state, std::span<const int32_t> tokens, std::span<float> logits);
 
-  int64_t kept_layers() const { return dims_.kept_layers; }
+  // Layers that compute everything again, and those that only do their gate and up products.
+  int64_t recomputed_layers() const {
+    return dims_.layers - dims_.first_layer - dims_.keep_all - dims_.keep_attention;
+  }
+  int64_t recomputed_mlps() const { return dims_.keep_attention; }
   int64_t first_layer() const { return dims_.first_layer; }
   size_t activation_bytes() const { return memory_.bytes(); }
 
  private:
-  struct Pass;
-  Pass stage(const MicroBatch& batch, bool training);
   void plan();
-  Matrix embed(const Pass& pass);
-  void run_layers(const Pass& pass, DecodeState* state);
-  BlockContext context(const Pass& pass, const LinearContext& linear, const BlockScratch& s) const;
+  LayerPart part(int64_t first_row, int64_t tokens, const Sequences& sequences,
+                 const int32_t* positions, const DropoutState& dropout) const;
+  std::vector<LayerPart> stage(const MicroBatch& batch, bool training);
+  void embed(std::span<const int32_t> ids);
+  LayerStack stack() const;
 
   Stream& stream_;
   const ModelConfig& config_;
@@ -77,7 +83,8 @@ class Model {
   Matrix rope_table_;
   std::vector<BlockLabels> labels_;
   LossHead loss_;
-  Staged<int32_t> ids_, positions_, offsets_, kv_offsets_;
+  Staged<int32_t> ids_, positions_, offsets_[2], kv_offsets_;
+  std::vector<int32_t> part_offsets_[2];
   Staged<uint64_t> row_keys_;
   Buffer logits_;  // of one token, when generating
 };

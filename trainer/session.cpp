@@ -1,11 +1,8 @@
 #include "trainer/session.h"
 
 #include <fmt/format.h>
-#include <sched.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <fstream>
 #include <set>
 
 #include "configs/error.h"
@@ -43,36 +40,8 @@ void must_agree(const Config& config, const std::string& setting, const T& ours,
 
 }  // namespace
 
-int choose_threads(int64_t requested, int host_ranks) {
-  if (requested > 0) return int(requested);
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
-  const int mine = CPU_COUNT(&set);
-  const auto all = int(sysconf(_SC_NPROCESSORS_ONLN));
-  return mine < all ? mine : std::max(1, mine / std::max(1, host_ranks));
-}
-
-size_t activation_budget(int host_ranks) {
-  std::ifstream file("/proc/meminfo");
-  for (std::string key; file >> key;) {
-    size_t kib = 0;
-    if (key == "MemAvailable:" && file >> kib) {
-      return kib * 1024 / 10 * 6 / size_t(std::max(1, host_ranks));
-    }
-  }
-  return 0;
-}
-
 DType activation_type(const RunConfig& run) {
   return run.compute().dtype() == RunConfig::Compute::BF16 ? DType::BF16 : DType::F32;
-}
-
-void check_backend(const Config& config) {
-  if (config.run.compute().backend() == RunConfig::Compute::Backend::CUDA) {
-    fail_input(config.where("compute.backend"),
-               "this program was built without the CUDA backend; use AUTO or CPU");
-  }
 }
 
 void check_mesh(const Config& config, int world_size) {

@@ -10,30 +10,14 @@
 #include "checkpoint/base_model.h"
 #include "configs/config.h"
 #include "parallel/mesh.h"
+#include "trainer/compute.h"
 #include "trainer/dataset.h"
 #include "trainer/lora.h"
 
 namespace lorashard {
 
-// The ranks of the job, and how many of them share this rank's host.
-struct Ranks {
-  Communicator& world;
-  int host_ranks = 1;
-};
-
-// Threads of each rank: `requested`, or, if that is 0, this host's processors shared out among its
-// ranks (a rank that mpirun bound to some takes those).
-int choose_threads(int64_t requested, int host_ranks);
-
-// Bytes of activations that `recompute: AUTO` may fill: 60 % of what the host has available, shared
-// among its ranks.
-size_t activation_budget(int host_ranks);
-
 // FP32 or BF16 products and activations.
 DType activation_type(const RunConfig& run);
-
-// Refuses backends that this build lacks; Error (status 2) at the setting.
-void check_backend(const Config& config);
 
 // That parallel.tensor divides the ranks, and does not exceed the query heads; Error (status 2).
 void check_mesh(const Config& config, int world_size);

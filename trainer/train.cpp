@@ -47,17 +47,29 @@ ScheduleKind schedule_kind(const RunConfig& run) {
   }
 }
 
-ModelOptions model_options(const RunConfig& run, int host_ranks) {
+Recompute recompute(const RunConfig& run) {
+  switch (run.compute().recompute()) {
+    case RunConfig::Compute::Recompute::NONE:
+      return Recompute::None;
+    case RunConfig::Compute::Recompute::MLP:
+      return Recompute::Mlp;
+    case RunConfig::Compute::Recompute::FULL:
+      return Recompute::Full;
+    default:
+      return Recompute::Auto;
+  }
+}
+
+ModelOptions model_options(const RunConfig& run, const Stream& stream, int host_ranks) {
   ModelOptions o;
   o.activation_type = activation_type(run);
   o.max_tokens = run.train().micro_batch_size() * run.data().seq_len();
   o.max_positions = run.data().seq_len();
   o.training = true;
-  o.recompute = run.compute().recompute() == RunConfig::Compute::Recompute::FULL ? Recompute::Full
-                : run.compute().recompute() == RunConfig::Compute::Recompute::NONE
-                    ? Recompute::None
-                    : Recompute::Auto;
-  o.memory_budget = activation_budget(host_ranks);
+  o.recompute = recompute(run);
+  o.overlap =
+      run.parallel().has_overlap() ? run.parallel().overlap() : stream.backend() == Backend::CUDA;
+  o.memory_budget = activation_budget(stream, host_ranks);
   o.dropout = float(run.lora().dropout());
   o.seed = run.train().seed();
   return o;
@@ -129,13 +141,12 @@ std::string describe(const BaseModel& base, const Factors& factors, const Model&
   for (const auto& t : base.tensors()) weights += t.rows() * t.cols();
   return fmt::format(
       "base {} ({}, {:.1f} M weights); {} modules adapted, {} trained weights ({:.3f} %)\n"
-      "TP={} x DP={}, {} thread(s) a rank; activations {:.0f} MiB a rank, {} of {} layers "
-      "recomputed",
+      "TP={} x DP={}, {} thread(s) a rank; activations {:.0f} MiB a rank; recomputed: {} layers, "
+      "gate and up of {} more, of {}",
       base.path(), base.config().architecture, double(weights) * 1e-6, factors.modules().size(),
       factors.size(), 100 * double(factors.size()) / double(weights), mesh.tp_size, mesh.dp_size,
-      threads, double(model.activation_bytes()) / double(1 << 20),
-      base.config().layers - model.first_layer() - model.kept_layers(),
-      base.config().layers - model.first_layer());
+      threads, double(model.activation_bytes()) / double(1 << 20), model.recomputed_layers(),
+      model.recomputed_mlps(), base.config().layers - model.first_layer());
 }
 
 // One run. The constructor is start-up, phase by phase, each agreed on by all ranks; then run().
@@ -159,12 +170,14 @@ class Trainer {
   const Config& config_;
   const RunConfig& run_;
   const Ranks& ranks_;
+  const DeviceChoice device_;
+  Compute compute_;
+  Stream& stream_;
   Communicator& world_;
   const TrainOptions& options_;
   const bool first_;  // the rank that writes and prints
   const fs::path run_dir_;
   Console console_;
-  Stream stream_;
   std::vector<CollectiveCall> world_trace_, tensor_trace_;
   Profiler profiler_;
   Mesh mesh_;
@@ -183,12 +196,15 @@ Trainer::Trainer(const Config& config, const Ranks& ranks, const TrainOptions& o
     : config_(config),
       run_(config.run),
       ranks_(ranks),
-      world_(ranks.world),
+      device_(choose_device(run_.compute().backend(), config.where("compute.backend"), ranks)),
+      compute_(ranks, device_, choose_threads(run_.compute().threads(), ranks.host_ranks)),
+      stream_(compute_.stream()),
+      world_(compute_.world()),
       options_(options),
       first_(world_.rank() == 0),
       run_dir_(run_.output().dir()),
-      console_(first_),
-      stream_(choose_threads(run_.compute().threads(), ranks.host_ranks)) {
+      console_(first_) {
+  console_.line("backend " + device_.reason);
   open_inputs();
   mesh_ = make_mesh(world_, int(run_.parallel().tensor()));
   make_factors();
@@ -209,7 +225,6 @@ Trainer::Trainer(const Config& config, const Ranks& ranks, const TrainOptions& o
 void Trainer::open_inputs() {
   run_agreed(world_, [&] {
     check_world(config_, world_.size());
-    check_backend(config_);
     base_ = BaseModel::open(run_.model().path());
     check_tensor_degree(config_, base_->config());
     train_data_ = open_dataset(config_, run_.data().train(), *base_);
@@ -258,7 +273,7 @@ void Trainer::make_model() {
   run_agreed(world_, [&] {
     weights_ = load_weights(stream_, *base_, mesh_.tp_rank, mesh_.tp_size, &*factors_);
     model_.emplace(stream_, base_->config(), weights_, &*factors_, *mesh_.tensor,
-                   model_options(run_, ranks_.host_ranks));
+                   model_options(run_, stream_, ranks_.host_ranks));
   });
   batches_.emplace(train_data_, run_.train().seed(), run_.data().shuffle(),
                    run_.train().global_batch_size(), run_.train().micro_batch_size(), mesh_.dp_rank,
@@ -333,7 +348,7 @@ int Trainer::run() {
     const bool last = counters_.step == steps;
     if (eval_data_ && !stopping && (last || every(run_.train().eval_every()))) {
       line.eval_loss = evaluate_loss(*model_, eval_data_, run_.data().eval(),
-                                     run_.train().micro_batch_size(), mesh_, stream_)
+                                     run_.train().micro_batch_size(), mesh_)
                            .mean();
     }
     if (metrics_) metrics_->append(line);
@@ -363,7 +378,8 @@ void Trainer::report_data_notes() {
   const bool counts = mesh_.tp_rank == 0;  // a tensor-parallel group reads the same lines
   int64_t sums[2] = {counts ? train_data_->truncated_count() : 0,
                      counts ? train_data_->prompt_mismatches() : 0};
-  world_.all_reduce_sum(stream_, matrix(sums, 1, 2, DType::I64), "data_notes");
+  Stream host(1);  // the sums lie in host memory
+  world_.all_reduce_sum(host, matrix(sums, 1, 2, DType::I64), "data_notes");
   if (sums[0] > 0) {
     console_.line(fmt::format("note: {} sequence(s) were cut to data.seq_len {}", sums[0],
                               run_.data().seq_len()));

@@ -21,6 +21,7 @@ int device_count();
 CudaStream* create_stream(int device);
 void destroy_stream(CudaStream* stream);
 void synchronize(Stream& stream);
+size_t available_bytes(const CudaStream& stream);
 void* allocate(Stream& stream, size_t bytes);
 void release(Stream& stream, void* memory);
 void copy_to_device(Stream& stream, void* device, const void* host, int64_t bytes);

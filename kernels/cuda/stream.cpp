@@ -51,6 +51,13 @@ CudaStream* create_stream(int device) {
   return made.release();
 }
 
+size_t available_bytes(const CudaStream& stream) {
+  size_t available = 0, total = 0;
+  LORASHARD_CUDA_CHECK(cudaSetDevice(stream.device));
+  LORASHARD_CUDA_CHECK(cudaMemGetInfo(&available, &total));
+  return available;
+}
+
 void destroy_stream(CudaStream* stream) {
   settle(*stream);  // what it runs uses what goes now
   stream->attention.reset();

@@ -11,6 +11,26 @@ if(NOT LORASHARD_CUDA MATCHES "^(ON|OFF|AUTO|SIM)$")
   message(FATAL_ERROR "LORASHARD_CUDA is ${LORASHARD_CUDA}; it takes ON, OFF, AUTO or SIM")
 endif()
 
+# Adds to TARGET the CUDA sources of FOLDER: *.cpp and *.cu.
+function(lorashard_cuda_sources target folder)
+  if(NOT LORASHARD_CUDA_BUILD)
+    return()
+  endif()
+  file(GLOB host CONFIGURE_DEPENDS ${folder}/*.cpp)
+  file(GLOB device CONFIGURE_DEPENDS ${folder}/*.cu)
+  target_sources(${target} PRIVATE ${host} ${device})
+  target_link_libraries(${target} PUBLIC cuda_libraries)
+  if(LORASHARD_CUDA_BUILD STREQUAL "SIM")
+    # Kernels read memory through vectors of other types, and never rely on a contracted a * b + c.
+    set_source_files_properties(${device} PROPERTIES LANGUAGE CXX
+      COMPILE_OPTIONS "-fno-strict-aliasing;-Wno-unknown-pragmas;-ffp-contract=off")
+  else()
+    # A kernel that spills registers to memory is an error.
+    set_source_files_properties(${device} PROPERTIES COMPILE_OPTIONS
+      "--Werror=all-warnings;-Xptxas=--warn-on-spills,--warning-as-error;-Xcompiler=-Wall,-Wextra")
+  endif()
+endfunction()
+
 set(LORASHARD_CUDA_BUILD OFF)
 if(LORASHARD_CUDA STREQUAL "OFF")
   return()
@@ -61,8 +81,12 @@ else()
   set(LORASHARD_CUDA_BUILD ON)
   set(CMAKE_CUDA_COMPILER ${LORASHARD_NVCC})
   set(CMAKE_CUDA_ARCHITECTURES 80 90 100)
-  set(CMAKE_CUDA_STANDARD 20)
   enable_language(CUDA)
+  if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know that nvcc speaks C++20
+    set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+    set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+  endif()
+  set(CMAKE_CUDA_STANDARD 20)
   if(CCACHE)
     set(CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE})
   endif()
@@ -71,23 +95,3 @@ else()
     ${CUBLASLT_LIBRARY} ${CUDNN_LIBRARY} ${NCCL_LIBRARY} ${CUDART_STATIC_LIBRARY} rt ${CMAKE_DL_LIBS})
 endif()
 message(STATUS "CUDA backend: ${LORASHARD_CUDA_BUILD}")
-
-# Adds to TARGET the CUDA sources of FOLDER: *.cpp and *.cu.
-function(lorashard_cuda_sources target folder)
-  if(NOT LORASHARD_CUDA_BUILD)
-    return()
-  endif()
-  file(GLOB host CONFIGURE_DEPENDS ${folder}/*.cpp)
-  file(GLOB device CONFIGURE_DEPENDS ${folder}/*.cu)
-  target_sources(${target} PRIVATE ${host} ${device})
-  target_link_libraries(${target} PUBLIC cuda_libraries)
-  if(LORASHARD_CUDA_BUILD STREQUAL "SIM")
-    # Kernels read memory through vectors of other types, and never rely on a contracted a * b + c.
-    set_source_files_properties(${device} PROPERTIES LANGUAGE CXX
-      COMPILE_OPTIONS "-fno-strict-aliasing;-Wno-unknown-pragmas;-ffp-contract=off")
-  else()
-    # A kernel that spills registers to memory is an error.
-    set_source_files_properties(${device} PROPERTIES COMPILE_OPTIONS
-      "--Werror=all-warnings;-Xptxas=--warn-on-spills,--warning-as-error;-Xcompiler=-Wall,-Wextra")
-  endif()
-endfunction()

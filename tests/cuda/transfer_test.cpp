@@ -10,6 +10,7 @@
 #include "configs/error.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/kernels.h"
 #include "kernels/cuda/pinned_ring.h"
 #include "tests/kernels/reference.h"
 
@@ -70,7 +71,7 @@ TEST(CudaTransfer, MatricesOfAnyStride) {
   for (const int64_t host_pad : {0, 5})
     for (const int64_t device_pad : {0, 3})
       // Many rows, and rows of more than one slot of the ring.
-      for (const auto [rows, cols] : {std::pair{700, 3001}, {2, 2100000}, {4, 0}, {0, 4}}) {
+      for (const auto& [rows, cols] : {std::pair{700, 3001}, {2, 2100000}, {4, 0}, {0, 4}}) {
         HostMatrix h(rows, cols, DType::BF16, host_pad);
         for (int64_t i = 0; i < rows; ++i)
           for (int64_t j = 0; j < cols; j += 61) h.set(i, j, double((i + j) % 251));

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <csignal>
+#include <cstdlib>
 #include <sstream>
 
 #include "checkpoint/base_model.h"
@@ -41,13 +42,17 @@ RunResult run_golden(const std::string& name, const fs::path& out, int tensor, i
   override_path("data.eval", dir / "eval.jsonl");
   override_path("lora.init_from", dir / "adapter");
   override_path("compute.threads", "1");
+  // Programs with the CUDA backend run these tests a second time on it.
+  if (const char* backend = std::getenv("LORASHARD_TEST_BACKEND")) {
+    override_path("compute.backend", backend);
+  }
   run_thread_ranks(tensor * data, [&](Communicator& world) {
     const Config config = load_config((dir / "config.textproto").string(), settings);
     int calls = 0;
     TrainOptions options;
     options.resume = resume;
     options.stop_signal = [&] { return stop_after > 0 && ++calls >= stop_after ? SIGTERM : 0; };
-    train(config, Ranks{world, tensor * data}, options);
+    train(config, Ranks{world, tensor * data, world.rank()}, options);
   });
   RunResult result;
   result.metrics = read_json_lines(out / "metrics.jsonl");

@@ -1,0 +1,1 @@
+"""Parts of step_bench.py."""

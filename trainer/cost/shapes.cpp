@@ -1,0 +1,149 @@
+#include "trainer/cost/shapes.h"
+
+#include <algorithm>
+#include <array>
+
+#include "parallel/shard.h"
+
+namespace lorashard {
+namespace {
+
+GroupShape BlockShape::*group_of(Split split) {
+  switch (split) {
+    case Split::QueryRows:
+    case Split::KvRows:
+      return &BlockShape::qkv;
+    case Split::QueryCols:
+      return &BlockShape::o;
+    case Split::RowFeatures:
+      return &BlockShape::gate_up;
+    default:
+      return &BlockShape::down;
+  }
+}
+
+// As trainer/loss.cpp cuts logits: at most 64 MiB and 1024 rows, by the widest rank's slice.
+int64_t loss_chunk_rows(int64_t vocabulary, int ranks, int64_t tokens) {
+  const int64_t widest = (vocabulary + ranks - 1) / ranks + 16;
+  return std::clamp<int64_t>((int64_t{64} << 20) / (widest * 4), 1,
+                             std::min<int64_t>(1024, std::max<int64_t>(tokens, 1)));
+}
+
+// The weights as plan_activations looks at them: ranks of adapted groups alone.
+std::vector<BlockWeights> without_data(const std::vector<BlockShape>& blocks) {
+  std::vector<BlockWeights> weights(blocks.size());
+  for (size_t l = 0; l < blocks.size(); ++l) {
+    weights[l].qkv.rank_sum = blocks[l].qkv.rank_sum;
+    weights[l].o.rank_sum = blocks[l].o.rank_sum;
+    weights[l].gate_up.rank_sum = blocks[l].gate_up.rank_sum;
+    weights[l].down.rank_sum = blocks[l].down.rank_sum;
+  }
+  return weights;
+}
+
+ActivationDims activation_dims(const TrainingJob& job, int rank,
+                               const std::vector<BlockShape>& blocks) {
+  const ModelConfig& c = job.model;
+  const HeadSplit heads = split_heads(c.heads, c.kv_heads, rank, job.tensor);
+  ActivationDims d;
+  d.tokens = job.micro_batch * job.sequence;
+  d.hidden = c.hidden_size;
+  d.heads = heads.query.size();
+  d.kv_heads = heads.kv.size();
+  d.q_width = d.heads * c.head_dim;
+  d.kv_width = d.kv_heads * c.head_dim;
+  d.features = split_features(c.intermediate_size, rank, job.tensor).size();
+  d.qk_norm = c.qk_norm;
+  d.dropout = job.dropout > 0;
+  d.backward = true;
+  d.type = job.activation_type;
+  d.layers = c.layers;
+  while (d.first_layer < d.layers && !blocks[size_t(d.first_layer)].adapted()) ++d.first_layer;
+  return d;
+}
+
+}  // namespace
+
+std::vector<AdaptedLinear> adapted_linears(const std::vector<LinearModule>& modules,
+                                           const AdapterConfig& config) {
+  std::vector<AdaptedLinear> adapted;
+  for (const LinearModule& m : modules) adapted.push_back({m, module_rank(config, m.name)});
+  return adapted;
+}
+
+RankShape rank_shape(const TrainingJob& job, int tensor_rank) {
+  const ModelConfig& c = job.model;
+  RankShape shape;
+  shape.blocks.resize(size_t(c.layers));
+  // Both lists are in layer order, then q k v o gate up down.
+  const std::vector<LinearModule> all = linear_modules(c);
+  std::vector<int64_t> ranks(all.size());
+  for (const AdaptedLinear& a : job.adapted) {
+    const auto found =
+        std::find_if(all.begin() + a.linear.layer * 7, all.begin() + (a.linear.layer + 1) * 7,
+                     [&](const auto& m) { return m.name == a.linear.name; });
+    ranks[size_t(found - all.begin())] = a.rank;
+    shape.factor_elements += a.rank * (a.linear.in_features + a.linear.out_features);
+  }
+  for (size_t i = 0; i < all.size(); ++i) {
+    const LinearModule& m = all[i];
+    GroupShape& group = shape.blocks[size_t(m.layer)].*group_of(m.split);
+    const TensorPart part =
+        tensor_part(c, m.split, m.out_features, m.in_features, tensor_rank, job.tensor);
+    group.linears.push_back(
+        {part.row_end - part.row_begin, part.col_end - part.col_begin, ranks[i]});
+    group.rank_sum += ranks[i];
+  }
+  for (size_t l = 0; l < shape.blocks.size(); ++l) {
+    BlockShape& b = shape.blocks[l];
+    b.qkv.bias = c.qkv_bias;
+    b.o.bias = c.o_bias;
+    b.gate_up.bias = b.down.bias = c.mlp_bias;
+    b.window = c.layer_window.empty() ? 0 : c.layer_window[l];
+  }
+  for (const TensorSpec& t : model_tensors(c)) {
+    const TensorPart p = tensor_part(c, t.split, t.rows, t.cols, tensor_rank, job.tensor);
+    shape.base_bytes += double((p.row_end - p.row_begin) * (p.col_end - p.col_begin)) *
+                        double(size_of(job.base_type));
+  }
+  shape.dims = activation_dims(job, tensor_rank, shape.blocks);
+  shape.vocabulary = split_features(c.vocab_size, tensor_rank, job.tensor).size();
+  shape.ranks = job.tensor;
+  shape.chunk_rows = loss_chunk_rows(c.vocab_size, job.tensor, shape.dims.tokens);
+  return shape;
+}
+
+ArenaBytes arena_bytes(const RankShape& shape, KeptLayers kept) {
+  ActivationDims d = shape.dims;
+  d.keep_all = kept.all;
+  d.keep_attention = kept.attention;
+  Arena arena;
+  const Activations plan = plan_activations(arena, d, without_data(shape.blocks));
+  ArenaBytes bytes;
+  bytes.activations = double(arena.used());
+  // As LossHead::plan.
+  arena.back_to(plan.shared_at);
+  arena.take(d.tokens, d.hidden, d.type);
+  arena.take(d.tokens, d.hidden, d.type);
+  arena.take(d.tokens, 1, DType::F32);
+  arena.take(d.tokens, d.hidden, d.type);
+  arena.take(shape.chunk_rows, shape.vocabulary, DType::F32);
+  arena.take(shape.ranks * shape.chunk_rows, 3, DType::F32);
+  arena.take(shape.chunk_rows, 1, DType::F32);
+  bytes.loss = double(arena.used()) - bytes.activations;
+  return bytes;
+}
+
+KeptLayers kept_layers(const RankShape& shape, Recompute recompute, double budget) {
+  const int64_t layers = shape.dims.layers - shape.dims.first_layer;
+  if (recompute == Recompute::Full) return {};
+  if (recompute == Recompute::Mlp) return {0, layers};
+  KeptLayers kept{layers, 0};
+  if (recompute == Recompute::None || budget <= 0) return kept;
+  const auto too_much = [&] { return arena_bytes(shape, kept).total() > budget; };
+  while (kept.all > 0 && too_much()) --kept.all, ++kept.attention;
+  while (kept.attention > 0 && too_much()) --kept.attention;
+  return kept;
+}
+
+}  // namespace lorashard
