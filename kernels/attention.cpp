@@ -166,4 +166,11 @@ void attention_backward(Stream& stream, Matrix dq, Matrix dk, Matrix dv, ConstMa
   run(stream, tasks, true);
 }
 
+std::string attention_choice([[maybe_unused]] Stream& stream, [[maybe_unused]] DType type,
+                             [[maybe_unused]] const AttentionShape& shape,
+                             [[maybe_unused]] int64_t sequences, [[maybe_unused]] int64_t length) {
+  LORASHARD_ON_CUDA(stream, attention_choice(stream, type, shape, sequences, length));
+  return "attention: blocked, on the CPU";
+}
+
 }  // namespace lorashard

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <span>
+#include <string>
 
 #include "kernels/stream.h"
 #include "kernels/tensor.h"
@@ -40,5 +41,10 @@ void attention_forward(Stream& stream, Matrix o, Matrix lse, ConstMatrix q, Cons
 void attention_backward(Stream& stream, Matrix dq, Matrix dk, Matrix dv, ConstMatrix d_o,
                         ConstMatrix q, ConstMatrix k, ConstMatrix v, ConstMatrix o, ConstMatrix lse,
                         const Sequences& sequences, const AttentionShape& shape);
+
+// Which implementation runs for `sequences` sequences of `length` tokens on this stream, and why: a
+// line for logs. On CUDA it also makes what the first step would otherwise make (plans, scratch).
+std::string attention_choice(Stream& stream, DType type, const AttentionShape& shape,
+                             int64_t sequences, int64_t length);
 
 }  // namespace lorashard

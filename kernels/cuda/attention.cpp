@@ -3,6 +3,7 @@
 #include <string>
 
 #include "configs/error.h"
+#include "kernels/cuda/attention_cudnn.h"
 #include "kernels/cuda/attention_kernels.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/kernels.h"
@@ -97,9 +98,75 @@ void check_limits(const Pass& x, const Sequences& sequences, const AttentionShap
     fail_run("attention on CUDA", "the offsets of the sequences are not on the device");
 }
 
+// cuDNN's view of a pass, and why cuDNN cannot serve it (empty if its plan decides).
+struct CudnnPass {
+  CudnnShape shape;
+  std::array<void*, kCudnnTensors> tensors{};
+  std::string problem;
+};
+
+// As far as the shape alone tells.
+std::string cudnn_problem(DType type, int64_t length, const AttentionShape& shape) {
+  if (!has_cudnn()) return "this program was built without cuDNN";
+  if (type != DType::BF16) return "cuDNN is used for BF16 only";
+  if (length % kCudnnLengths != 0)
+    return "the length is no multiple of " + std::to_string(kCudnnLengths);
+  if (shape.head_dim % 8 != 0) return "head_dim is no multiple of 8";
+  const bool whole_groups = shape.group_offset == 0 && shape.heads == shape.kv_heads * shape.group;
+  if (!whole_groups && shape.kv_heads != 1) return "this rank has parts of groups of heads";
+  return {};
+}
+
+CudnnShape cudnn_shape(const AttentionShape& shape, int64_t batch, int64_t length) {
+  CudnnShape s;
+  s.batch = batch, s.length = length;
+  s.heads = shape.heads, s.kv_heads = shape.kv_heads, s.head_dim = shape.head_dim;
+  s.window = shape.window, s.scale = shape.scale;
+  return s;
+}
+
+CudnnPass cudnn_pass(const Pass& x, const Sequences& sequences, const AttentionShape& shape) {
+  CudnnPass pass;
+  const auto &q = sequences.q_offsets, &k = sequences.kv_offsets;
+  const int64_t batch = int64_t(q.size()) - 1, length = batch > 0 ? q[1] - q[0] : 0;
+  if (length == 0) return pass.problem = "there is nothing to do", pass;
+  for (int64_t i = 0; i <= batch; ++i)
+    if (q[size_t(i)] != i * length || k[size_t(i)] != i * length)
+      return pass.problem = "the sequences are not equally long", pass;
+  pass.problem = cudnn_problem(x.q.dtype, length, shape);
+  if (!pass.problem.empty()) return pass;
+  pass.shape = cudnn_shape(shape, batch, length);
+  pass.shape.backward = bool(x.d_o);
+  pass.shape.keep_lse = bool(x.write_lse);
+  const ConstMatrix matrices[kCudnnTensors] = {
+      x.q, x.k, x.v, x.d_o ? x.o : ConstMatrix(x.write_o), x.d_o, x.dq, x.dk, x.dv};
+  for (size_t i = 0; i < kCudnnTensors; ++i) {
+    if (!allows_vectors(matrices[i], shape.head_dim))
+      return pass.problem = "rows are not aligned to 16 bytes", pass;
+    pass.shape.ld[i] = matrices[i] ? matrices[i].ld : 0;
+    pass.tensors[i] = const_cast<void*>(matrices[i].data);
+  }
+  return pass;
+}
+
+// True if cuDNN did the pass.
+bool run_cudnn(Stream& stream, const Pass& x, const Sequences& sequences,
+               const AttentionShape& shape) {
+  const CudnnPass pass = cudnn_pass(x, sequences, shape);
+  if (!pass.problem.empty()) return false;
+  const CudnnPlan& plan = cudnn_plan(stream, pass.shape);
+  if (!plan.graph) return false;
+  void* scratch = stream.scratch(kScratchSlot, cudnn_scratch_bytes(plan, pass.shape));
+  const ConstMatrix lse = x.d_o ? x.lse : ConstMatrix(x.write_lse);
+  cudnn_run(stream, plan, pass.shape, pass.tensors,
+            static_cast<float*>(const_cast<void*>(lse.data)), lse.ld, scratch);
+  return true;
+}
+
 void run(Stream& stream, const Pass& x, const Sequences& sequences, const AttentionShape& shape) {
   check_limits(x, sequences, shape);
   use_device(stream);
+  if (run_cudnn(stream, x, sequences, shape)) return;
   if (x.q.dtype == DType::BF16)
     run_own<__nv_bfloat16>(stream, x, sequences, shape);
   else
@@ -122,6 +189,27 @@ void attention_backward(Stream& stream, Matrix dq, Matrix dk, Matrix dv, ConstMa
   x.dq = dq, x.dk = dk, x.dv = dv, x.d_o = d_o;
   x.q = q, x.k = k, x.v = v, x.o = o, x.lse = lse;
   run(stream, x, sequences, shape);
+}
+
+std::string attention_choice(Stream& stream, DType type, const AttentionShape& shape,
+                             int64_t sequences, int64_t length) {
+  use_device(stream);
+  const std::string own = type == DType::BF16 ? "own kernel (tensor cores)" : "own kernel (fp32)";
+  const std::string problem = cudnn_problem(type, length, shape);
+  if (!problem.empty()) return "attention: " + own + ": " + problem;
+  size_t bytes = size_t(sequences * length * shape.heads) * sizeof(float);
+  const auto choose = [&](bool backward) -> std::string {
+    CudnnShape s = cudnn_shape(shape, sequences, length);
+    s.backward = backward;
+    s = contiguous(s);
+    const CudnnPlan& plan = cudnn_plan(stream, s);
+    if (!plan.graph) return own + " (" + plan.problem + ")";
+    bytes = std::max(bytes, cudnn_scratch_bytes(plan, s));
+    return cudnn_name() + " (" + plan.name + ")";
+  };
+  const std::string forward = choose(false), backward = choose(true);
+  (void)stream.scratch(kScratchSlot, bytes);
+  return "attention: forward by " + forward + ", backward by " + backward;
 }
 
 }  // namespace lorashard::cuda

@@ -12,7 +12,7 @@ template <int D>
 struct ForwardTile {
   static constexpr int kM = D <= 128 ? 2 : 1;  // groups of 16 rows of a warp
   static constexpr int kRows = kAttentionWarps * 16 * kM;
-  static constexpr int kKeys = D == 128 ? 32 : 64;  // more would not fit into the registers
+  static constexpr int kKeys = D <= 64 || D == 192 ? 64 : 32;  // what the registers hold
   static constexpr size_t kBytes = tile_bytes<D>(kRows) + 2 * tile_bytes<D>(kKeys);
 };
 

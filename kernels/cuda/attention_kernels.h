@@ -54,4 +54,14 @@ void own_backward(cudaStream_t stream, const AttentionArgs<__nv_bfloat16>& args,
                   const AttentionGrid& grid);
 void own_backward(cudaStream_t stream, const AttentionArgs<float>& args, const AttentionGrid& grid);
 
+// attention_lse.cu: lse of `batch` sequences of `length` queries between our order, (Tq, heads),
+// and cuDNN's, (batch, heads, length).
+struct LseOrder {
+  int64_t batch, heads, length;
+};
+void lse_to_heads(cudaStream_t stream, float* by_head, Rows<const float> rows,
+                  const LseOrder& order);
+void lse_from_heads(cudaStream_t stream, Rows<float> rows, const float* by_head,
+                    const LseOrder& order);
+
 }  // namespace lorashard::cuda

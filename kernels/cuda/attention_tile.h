@@ -74,6 +74,7 @@ __device__ __forceinline__ void load_b_columns(FragmentB (&b)[2], const bf16* at
 }
 
 // s(16 M, N) = x(16 M, D) y(N, D)^T, x and y in tiles: fragment [m][n] holds columns 8 n...
+// Unrolled further, the loads that are moved ahead take registers that wide heads lack.
 template <int D, int M, int N>
 __device__ __forceinline__ void product_of_rows(FragmentC (&s)[M][N / 8], const bf16* x,
                                                 const bf16* y) {
@@ -81,7 +82,6 @@ __device__ __forceinline__ void product_of_rows(FragmentC (&s)[M][N / 8], const 
   for (int m = 0; m < M; ++m)
 #pragma unroll
     for (int n = 0; n < N / 8; ++n) s[m][n] = {};
-  // Unrolled further, the loads that are moved ahead take registers that wide heads lack.
 #pragma unroll 2
   for (int k = 0; k < D; k += 16) {
     FragmentA a[M];

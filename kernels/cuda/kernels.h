@@ -43,6 +43,9 @@ void attention_backward(Stream& stream, Matrix dq, Matrix dk, Matrix dv, ConstMa
                         ConstMatrix q, ConstMatrix k, ConstMatrix v, ConstMatrix o, ConstMatrix lse,
                         const Sequences& sequences, const AttentionShape& shape);
 
+std::string attention_choice(Stream& stream, DType type, const AttentionShape& shape,
+                             int64_t sequences, int64_t length);
+
 // elementwise.cu
 void convert(Stream& stream, Matrix y, ConstMatrix x);
 void fill_zero(Stream& stream, Matrix y);

@@ -3,6 +3,8 @@
 
 #include <cudasim/settings.h>
 
+#include "kernels/cuda/attention_kernels.h"
+#include "kernels/cuda/device.h"
 #include "kernels/transfer.h"
 #include "tests/kernels/reference.h"
 
@@ -219,6 +221,31 @@ TEST(CudaAttentionForward, IsStableForLargeScores) {
     // Scores reach 1e4 with an fp32 step near 1e-3, which is then the relative error of p.
     EXPECT_LE(distance(cuda.o, cpu.o), 1e-2);
   }
+}
+
+TEST(CudaAttention, OrdersLseForCudnnAndBack) {
+  Stream stream(Backend::CUDA, 1);
+  const cuda::LseOrder order{2, 3, 5};
+  HostMatrix lse(10, 3, DType::F32, 1), back(lse);
+  lse.randomize(1);
+  DeviceMatrix lse_(stream, lse), back_(stream, back);
+  Buffer by_head(stream, 30 * sizeof(float));
+  const cudaStream_t s = cuda::stream_of(stream);
+  cuda::lse_to_heads(s, by_head.as<float>(), {lse_.buffer.as<float>(), lse.ld}, order);
+  cuda::lse_from_heads(s, {back_.buffer.as<float>(), back.ld}, by_head.as<float>(), order);
+  const std::vector<float> values = host_copy(stream, by_head.as<float>(), 30);
+  back_.fetch();
+  for (int64_t t = 0; t < 10; ++t)
+    for (int64_t h = 0; h < 3; ++h)
+      EXPECT_EQ(values[size_t((t / 5 * 3 + h) * 5 + t % 5)], float(lse(t, h)));
+  EXPECT_EQ(lse, back);
+}
+
+TEST(CudaAttention, SaysWhichKernelRuns) {
+  Stream stream(Backend::CUDA, 1);
+  const AttentionShape shape{.heads = 4, .kv_heads = 2, .head_dim = 64, .group = 2};
+  const std::string line = attention_choice(stream, DType::BF16, shape, 2, 128);
+  EXPECT_EQ(line.find("attention: own kernel (tensor cores)"), 0u) << line;
 }
 
 }  // namespace
