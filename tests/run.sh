@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the packages, builds, and runs every test.
+# Installs the packages, builds, and runs every test; where the CUDA toolkit's headers are, also the
+# CUDA backend's on the simulator (build folder BUILD-sim), its kernels under sanitizers too.
 #   tests/run.sh [ARGUMENTS OF ctest]          for example: tests/run.sh -R checkpoint
 # LORASHARD_WERROR=ON makes warnings errors. BUILD names the build folder (default: build).
 set -euo pipefail
@@ -12,6 +13,31 @@ export OMPI_MCA_btl_vader_single_copy_mechanism=none  # else it warns in contain
 
 build=${BUILD:-build}
 bash launch/install_packages.sh --tests
-cmake --preset cpu -B "$build" -DLORASHARD_TESTS=ON -DLORASHARD_WERROR="${LORASHARD_WERROR:-OFF}"
+werror=${LORASHARD_WERROR:-OFF}
+cmake --preset cpu -B "$build" -DLORASHARD_TESTS=ON -DLORASHARD_WERROR="$werror"
 cmake --build "$build"
-ctest --test-dir "$build" --output-on-failure -j2 "$@" </dev/null
+
+toolkit=no
+for root in "${CUDA_HOME:-}" "${CUDA_PATH:-}" /usr/local/cuda /opt/cuda /usr; do
+  if [ -n "$root" ] && [ -e "$root/include/cublasLt.h" ]; then toolkit=yes; fi
+done
+if [ $toolkit = yes ]; then
+  cmake --preset sim -B "$build-sim" -DLORASHARD_WERROR="$werror"
+  cmake --build "$build-sim" --target cuda_tests
+  cmake --preset sim-asan -B "$build-sim-asan" -DLORASHARD_WERROR="$werror"
+  cmake --build "$build-sim-asan" --target test_cuda test_cudasim
+else
+  echo "No CUDA toolkit here: the CUDA backend is neither built nor tested."
+fi
+
+# All of them before the verdict.
+status=0
+ctest --test-dir "$build" --output-on-failure -j2 "$@" </dev/null || status=$?
+if [ $toolkit = yes ]; then
+  echo "The CUDA backend on the simulator:"
+  ctest --test-dir "$build-sim" --output-on-failure -j2 -R '^(cuda|cudasim)\.' "$@" </dev/null || status=$?
+  echo "The CUDA backend on the simulator, under address and undefined-behaviour sanitizers:"
+  ctest --test-dir "$build-sim-asan" --output-on-failure -j2 -R '^(cuda|cudasim)\.' \
+    -E '^cuda\.(trainer|launch|Nccl)|NOT_BUILT' "$@" </dev/null || status=$?
+fi
+exit $status

@@ -1,7 +1,7 @@
 # LORASHARD_CUDA: how the CUDA sources are built.
 #   ON    by nvcc for sm_80, sm_90 and sm_100; an error where the toolkit, cuDNN or NCCL is missing
 #   OFF   not at all
-#   AUTO  ON where everything is there, else OFF
+#   AUTO  ON where everything is there and a driver is loaded, else OFF
 #   SIM   as C++ against the simulator of tests/cudasim; needs the toolkit's headers only
 # Sets LORASHARD_CUDA_BUILD to ON, OFF or SIM and makes the target cuda_libraries for the first and
 # the last.
@@ -57,6 +57,9 @@ foreach(variable ${needed})
     list(APPEND missing ${variable})
   endif()
 endforeach()
+if(LORASHARD_CUDA STREQUAL "AUTO" AND NOT EXISTS /proc/driver/nvidia/version)
+  list(APPEND missing "a loaded driver (LORASHARD_CUDA=ON builds without one)")
+endif()
 if(missing)
   list(JOIN missing ", " missing)
   if(LORASHARD_CUDA STREQUAL "AUTO")

@@ -49,6 +49,9 @@ struct Warp {
 class SharedMemory {
  public:
   SharedMemory();
+  ~SharedMemory();
+  SharedMemory(const SharedMemory&) = delete;
+  SharedMemory& operator=(const SharedMemory&) = delete;
   // Before the first block of a grid, with the dynamic bytes; before each block; after each.
   void begin_grid(size_t dynamic_bytes);
   void begin_block();

@@ -72,6 +72,10 @@ Fiber* make_fiber(void (*entry)(Fiber&)) {
   fiber->entry = entry;
   fiber->stack = static_cast<char*>(memory) + kPage;
   fiber->stack_bytes = kStack;
+#ifdef CUDASIM_ASAN
+  // What the fibers of a failed block hold is not lost: they stand still for ever.
+  __lsan_register_root_region(fiber->stack, kStack);
+#endif
 #if CUDASIM_TSAN
   fiber->tsan_fiber = __tsan_create_fiber(0);
 #endif

@@ -36,6 +36,13 @@ unsigned char* reserve() {
 
 SharedMemory::SharedMemory() : static_(reserve()), dynamic_(reserve()) {}
 
+SharedMemory::~SharedMemory() {
+  for (unsigned char* p : {static_, dynamic_}) {
+    permit(p, kReserved);
+    munmap(p, kReserved);
+  }
+}
+
 void SharedMemory::begin_grid(size_t dynamic_bytes) {
   arrays_.clear();
   arrays_.reserve(64);

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -71,6 +72,10 @@ struct Scene {
     text = replace_all(text, "runs/" + name, run.string());
     // One thread a rank: two that wait for each other crawl where other tests take their processor.
     text = replace_all(text, "compute { ", "compute { threads: 1 ");
+    // Programs with the CUDA backend run these tests a second time on it.
+    if (const char* backend = std::getenv("LORASHARD_TEST_BACKEND")) {
+      text = replace_all(text, "backend: CPU", "backend: " + std::string(backend));
+    }
     write_file(config, text);
   }
 

@@ -21,7 +21,7 @@ class Kernels : public SimulatorTest {
     EXPECT_THAT(take_violations(), HasSubstr(what));
     cudaGetLastError();
   }
-  // AddressSanitizer ends the program at the access itself.
+  // The sanitizers end the program at the access itself.
   void expect_bad_access(Kernel kernel, const char* what, int threads = 128) {
     if (!kAsan) return expect_violation(kernel, what, threads);
     EXPECT_DEATH(
@@ -29,7 +29,7 @@ class Kernels : public SimulatorTest {
           (void)run(kernel, y, nullptr, 0, kN, threads, stream);
           cudaStreamSynchronize(stream);
         },
-        "AddressSanitizer");
+        "AddressSanitizer|out of bounds");
   }
 };
 
