@@ -4,8 +4,6 @@
 
 #include <cudasim/device_language.h>
 
-#include <memory>
-
 namespace cudasim {
 
 class AsyncCopies {
@@ -53,11 +51,12 @@ class AsyncCopies {
   uint3 block_{};
 };
 
-// Of the thread that runs.
+// Of the thread that runs. Plain pointers, kept to the end: objects with a destructor come with a
+// flag that all simulated threads share, which ThreadSanitizer takes for a race.
 inline AsyncCopies& async_copies() {
-  static thread_local std::unique_ptr<AsyncCopies> of_thread[1024];
-  auto& copies = of_thread[current_thread->number];
-  if (!copies) copies = std::make_unique<AsyncCopies>();
+  static thread_local AsyncCopies* of_thread[1024];
+  AsyncCopies*& copies = of_thread[current_thread->number];
+  if (!copies) copies = new AsyncCopies;
   copies->enter(current_thread->block_index);
   return *copies;
 }
