@@ -53,8 +53,9 @@ class AsyncCopies {
   uint3 block_{};
 };
 
-// Of the thread that runs.
-inline AsyncCopies& async_copies() {
+// Of the thread that runs. Not instrumented for ThreadSanitizer: the guard of the table's
+// initialisation, which the threads of a block share, is no memory of theirs.
+__attribute__((no_sanitize("thread"), noinline)) inline AsyncCopies& async_copies() {
   static thread_local std::unique_ptr<AsyncCopies> of_thread[1024];
   auto& copies = of_thread[current_thread->number];
   if (!copies) copies = std::make_unique<AsyncCopies>();

@@ -56,8 +56,7 @@ if(NOT LORASHARD_SANITIZE)
   set_tests_properties(cudasim.NoRace PROPERTIES FAIL_REGULAR_EXPRESSION "data race")
 
   # The kernels of the program under the tests of tests/cuda, whose host code is taken as it is.
-  # The order of threads does not matter to ThreadSanitizer: one is enough. Built by its name only:
-  #   ninja -C BUILD test_cuda_races && ctest --test-dir BUILD -R cuda.Races
+  # The order of threads does not matter to ThreadSanitizer: one is enough. Not part of `all`.
   file(GLOB program_kernels CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/kernels/cuda/*.cu)
   set_source_files_properties(${program_kernels} PROPERTIES LANGUAGE CXX
     COMPILE_OPTIONS "${as_kernel}")
@@ -70,4 +69,9 @@ if(NOT LORASHARD_SANITIZE)
   set_target_properties(test_cuda_races PROPERTIES EXCLUDE_FROM_ALL ON)
   target_link_libraries(test_cuda_races PRIVATE parallel test_support GTest::gtest_main
     GTest::gmock)
+  target_compile_definitions(test_cuda_races PRIVATE
+    LORASHARD_SOURCE_DIR="${PROJECT_SOURCE_DIR}" LORASHARD_BINARY_DIR="${PROJECT_BINARY_DIR}")
+  add_test(NAME cuda.Races COMMAND test_cuda_races
+    --gtest_filter=-Nccl.*:*Reverse*:*Random* --gtest_brief=1)
+  set_tests_properties(cuda.Races PROPERTIES TIMEOUT 600 ENVIRONMENT "OMP_NUM_THREADS=1")
 endif()
