@@ -26,7 +26,8 @@ sources() {
 # A digest of them that comments and layout do not change, and of what forms the table.
 digest() {
   { sources "$1" | sort | while read -r file; do echo "$file"; sed 's|//.*||' "$file"; done
-    cat tests/cuda/occupancy_main.cpp tests/cuda/dynamic_shared.txt; } |
+    cat tests/cuda/occupancy_main.cpp
+    if sources "$1" | xargs grep -q dyn_shared; then cat tests/cuda/dynamic_shared.txt; fi; } |
     tr -d '[:space:]' | sha256sum | cut -c1-16
 }
 
@@ -81,56 +82,7 @@ dynamic_bytes() {
     tests/cuda/dynamic_shared.txt
 }
 
-section() {
-  [[ -f $table ]] && awk -v head="## ${1##*/}" -v mark="<!-- sources $(digest "$1") -->" '
-    /^## / { inside = $0 == head }
-    inside { text = text $0 "\n"; if ($0 == mark) found = 1 }
-    END { if (found) printf "%s", text; exit !found }' "$table"
-}
-
-if [[ ${1:-} == --check ]]; then
-  status=0
-  for file in kernels/cuda/*.cu; do
-    current_section "$file" >/dev/null || { echo "$table is older than $file" >&2; status=1; }
-  done
-  exit $status
-fi
-
-nvcc=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
-toolkit=$(dirname "$(dirname "$(readlink -f "$nvcc")")")
-ptxas=$toolkit/bin/ptxas
-${CXX:-c++} -O1 -isystem "$toolkit/include" -o "$work/occupancy" tests/cuda/occupancy_main.cpp
-
-# Of PTX: "mangled name, most threads of a block, whether dynamic shared memory is used".
-entries() {
-  awk '/\.entry / { match($0, /\.entry [A-Za-z0-9_$]+/); name = substr($0, RSTART + 7, RLENGTH - 7); threads = 1024; uses = 0 }
-       /^\.maxntid/ { threads = $2 + 0; if ($3 + 0) threads *= $3; if ($4 + 0) threads *= $4 }
-       name && /lorashard_dynamic_shared/ { uses = 1 }
-       name && /^}/ { print name, threads, uses; name = "" }' "$1"
-}
-
-# Of what ptxas -v says: "mangled name, registers, static shared memory".
-resources() {
-  awk '/Compiling entry function/ { split($0, part, "\047"); name = part[2] }
-       /Used [0-9]+ registers/ { match($0, /Used [0-9]+/); registers = substr($0, RSTART + 5, RLENGTH - 5)
-         shared = 0; if (match($0, /[0-9]+ bytes smem/)) shared = substr($0, RSTART, RLENGTH) + 0
-         print name, registers, shared }' "$1"
-}
-
-# Names as in the source, without what is the same for all.
-readable() {
-  c++filt | sed -e 's/^void //' -e 's/(anonymous namespace):://g' -e 's/lorashard::cuda:://g' \
-    -e 's/(lorashard::Activation)0/SILU/g' -e 's/(lorashard::Activation)1/GELU/g' \
-    -e 's/(lorashard::Activation)2/GELU_TANH/g' -e 's/__nv_bfloat16/bf16/g' -e 's/__half/f16/g' \
-    -e 's/ >/>/g' -e 's/(.*//'
-}
-
-# The line of dynamic_shared.txt for a kernel: "name bytes".
-dynamic_bytes() {
-  awk -v name="$1" '!/^#/ && index(name, $1) == 1 && substr(name, length($1) + 1) !~ /^[A-Za-z0-9_]/ { print $NF; found = 1; exit }
-    END { exit !found }' tests/cuda/dynamic_shared.txt
-}
-
+# Compiles FILE and prints its section.
 section() {
   local file=$1 base=${1##*/} architecture name threads uses registers static dynamic
   for architecture in $architectures; do

@@ -21,6 +21,7 @@ constexpr size_t kAlign = 256, kGuard = 256, kPage = 4096;
 constexpr int kEmpty = 0xff, kGuardByte = 0xfb;
 // Freed memory is kept as it is, up to this much; older goes back to the system.
 constexpr size_t kKept = size_t{64} << 20;
+constexpr size_t kReuse = size_t{32} << 20;
 
 struct Allocation {
   size_t bytes;
@@ -57,6 +58,15 @@ struct Arena {
   void protect(bool reachable) const {
     if (mapped == 0) return;
     mprotect(base, mapped, reachable || !settings().guard ? PROT_READ | PROT_WRITE : PROT_NONE);
+  }
+  // With nothing allocated, memory starts again at the base, so that what is toggled at each drain
+  // stays small in a program that opens and closes many streams.
+  void begin_anew() {
+    if (mapped < kReuse) return;
+    mmap(base, mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    madvise(base, mapped, MADV_HUGEPAGE);
+    top = mapped = freed_bytes = 0;
+    freed.clear();
   }
   void enter() {
     if (open++ == 0) protect(true);
@@ -144,6 +154,7 @@ bool arena_release(void* p) {
   }
   forbid(p, bytes);
   a.leave();
+  if (a.live.empty() && a.open == 0) a.begin_anew();
   return true;
 }
 
