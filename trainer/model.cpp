@@ -119,6 +119,24 @@ void Model::use_factors(Factors* factors) {
   plan();
 }
 
+AttentionShape Model::attention_shape() const {
+  AttentionShape shape;
+  shape.heads = dims_.heads;
+  shape.kv_heads = dims_.kv_heads;
+  shape.head_dim = config_.head_dim;
+  shape.group = config_.heads / config_.kv_heads;
+  shape.group_offset = weights_.heads.query.begin % shape.group;
+  shape.scale = config_.attention_scale;
+  return shape;
+}
+
+std::string Model::attention_choice(int64_t sequences) {
+  // Two halves in flight see half the sequences at once.
+  if (options_.overlap && tensor_.size() > 1 && sequences > 1) sequences = sequences / 2;
+  return lorashard::attention_choice(stream_, dims_.type, attention_shape(), sequences,
+                                     options_.max_positions);
+}
+
 LayerPart Model::part(int64_t first_row, int64_t tokens, const Sequences& sequences,
                       const int32_t* positions, const DropoutState& dropout) const {
   BlockContext c{.linear = {.stream = stream_,
@@ -128,18 +146,12 @@ LayerPart Model::part(int64_t first_row, int64_t tokens, const Sequences& sequen
                             .t = activations_.t,
                             .dropped = activations_.dropped},
                  .config = config_,
-                 .attention = {},
+                 .attention = attention_shape(),
                  .sequences = sequences,
                  .positions = positions + first_row,
                  .rope_table = rope_table_,
                  .scratch = rows_of(activations_.scratch, first_row, tokens)};
   if (dropout.row_keys) c.linear.dropout.row_keys += first_row;
-  c.attention.heads = dims_.heads;
-  c.attention.kv_heads = dims_.kv_heads;
-  c.attention.head_dim = config_.head_dim;
-  c.attention.group = config_.heads / config_.kv_heads;
-  c.attention.group_offset = weights_.heads.query.begin % c.attention.group;
-  c.attention.scale = config_.attention_scale;
   return {first_row, tokens, c, 0};
 }
 

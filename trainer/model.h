@@ -55,6 +55,9 @@ class Model {
   // the host.
   void decode(DecodeState& state, std::span<const int32_t> tokens, std::span<float> logits);
 
+  // Which attention runs for micro-batches of `sequences` full sequences, and why. On CUDA it also
+  // prepares it.
+  std::string attention_choice(int64_t sequences);
   // Layers that compute everything again, and those that only do their gate and up products.
   int64_t recomputed_layers() const {
     return dims_.layers - dims_.first_layer - dims_.keep_all - dims_.keep_attention;
@@ -65,6 +68,7 @@ class Model {
 
  private:
   void plan();
+  AttentionShape attention_shape() const;
   LayerPart part(int64_t first_row, int64_t tokens, const Sequences& sequences,
                  const int32_t* positions, const DropoutState& dropout) const;
   std::vector<LayerPart> stage(const MicroBatch& batch, bool training);

@@ -211,6 +211,9 @@ Trainer::Trainer(const Config& config, const Ranks& ranks, const TrainOptions& o
   start_or_resume();
   make_model();
   console_.line(describe(*base_, *factors_, *model_, mesh_, stream_.threads()));
+  if (stream_.backend() == Backend::CUDA) {
+    console_.line(model_->attention_choice(run_.train().micro_batch_size()));
+  }
   if (counters_.step > 0) console_.line(fmt::format("resumed at step {}", counters_.step));
   run_agreed(world_, [&] {
     if (first_) metrics_.emplace(run_dir_, counters_.step);
