@@ -3,7 +3,7 @@
 //   CUDASIM_BLOCKS  forward | reverse            order of the blocks of a grid
 //   CUDASIM_SEED    number behind every random choice (1)
 //   CUDASIM_GUARD   0: device memory stays within the host's reach (1)
-//   CUDASIM_DEVICES number of devices (8); CUDASIM_MEMORY_MIB memory of each (65536, never touched
+//   CUDASIM_DEVICES number of devices (16); CUDASIM_MEMORY_MIB memory of each (65536, never touched
 //                   before it is used)
 #pragma once
 
@@ -18,7 +18,7 @@ struct Settings {
   bool reverse_blocks = false;
   uint64_t seed = 1;
   bool guard = true;
-  int devices = 8;
+  int devices = 16;
   uint64_t memory_bytes = uint64_t{65536} << 20;
 };
 
