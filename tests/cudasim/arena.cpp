@@ -65,6 +65,7 @@ struct Arena {
     if (mapped < kReuse) return;
     mmap(base, mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
     madvise(base, mapped, MADV_HUGEPAGE);
+    permit(base, mapped);
     top = mapped = freed_bytes = 0;
     freed.clear();
   }
