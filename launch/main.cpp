@@ -9,6 +9,7 @@
 #include "launch/job.h"
 #include "parallel/agree.h"
 #include "trainer/generate.h"
+#include "trainer/selftest/selftest.h"
 #include "trainer/train.h"
 
 namespace lorashard {
@@ -116,6 +117,10 @@ void declare(CLI::App& app, Arguments& a) {
   inspect->add_option("PATH", a.inspect_path, "a folder; of a run, its newest checkpoint")
       ->required();
 
+  app.add_subcommand("selftest",
+                     "Each kernel of each backend present against its reference; status 3 if one "
+                     "is wrong. Under mpirun the sums over the ranks, each on its own device");
+
   CLI::App* tokenize =
       app.add_subcommand("tokenize", "One JSON string a line in, one JSON array of ids a line out");
   tokenize->add_option("--model", a.tokenize_model, "directory with tokenizer.json")
@@ -156,6 +161,9 @@ int run(CLI::App& app, Arguments& a, int argc, char** argv) {
                                                         : Backend::AUTO;
     a.generate.type = a.generate_dtype == "bf16" ? DType::BF16 : DType::F32;
     return on_all_ranks([&](const Ranks& ranks) { return generate(a.generate, ranks); });
+  }
+  if (app.got_subcommand("selftest")) {
+    return on_all_ranks([](const Ranks& ranks) { return self_test(ranks); });
   }
   if (app.got_subcommand("export")) {
     return on_one_rank([&](const Ranks& ranks) { return export_command(a.exports, ranks); });

@@ -1,0 +1,163 @@
+// Normalisation, rotation, and the feed-forward activation.
+#include <cmath>
+#include <numbers>
+
+#include "kernels/activation.h"
+#include "kernels/rms_norm.h"
+#include "kernels/rope.h"
+#include "trainer/selftest/kernel_checks.h"
+#include "trainer/selftest/operand.h"
+
+namespace lorashard::selftest {
+namespace {
+
+using Parts = std::vector<Part>;
+
+struct NormShape {
+  int64_t rows, groups, width, pad;
+};
+constexpr NormShape kNormShapes[] = {{3, 1, 96, 0}, {5, 3, 17, 3}};
+constexpr double kEps = 1e-3;
+
+// sum over group g of row t of f(column).
+template <class F>
+double group_sum(int64_t g, int64_t width, const F& f) {
+  double sum = 0;
+  for (int64_t j = g * width; j < (g + 1) * width; ++j) sum += f(j);
+  return sum;
+}
+
+Parts normed(Stream& s, DType type) {
+  Parts parts;
+  for (const auto& [rows, groups, width, pad] : kNormShapes)
+    for (const int offset : {0, 1}) {
+      const int64_t d = width;
+      Operand y(s, rows, groups * d, type, 1, pad), x(s, rows, groups * d, type, 2, pad),
+          gain(s, 1, d, DType::BF16, 3), rstd(s, rows, groups, DType::F32, 4);
+      rms_norm_forward(s, y, rstd, x, gain, float(kEps), float(offset));
+      const auto want_rstd = [&](int64_t t, int64_t g) {
+        const double squares = group_sum(g, d, [&](int64_t j) { return x(t, j) * x(t, j); });
+        return 1 / std::sqrt(squares / double(d) + kEps);
+      };
+      parts.push_back(rstd.against(want_rstd));
+      parts.push_back(y.against([&](int64_t t, int64_t j) {
+        return x(t, j) * want_rstd(t, j / d) * (offset + gain(0, j % d));
+      }));
+    }
+  return parts;
+}
+
+Parts normed_back(Stream& s, DType type) {
+  Parts parts;
+  for (const auto& [rows, groups, width, pad] : kNormShapes)
+    for (const int offset : {0, 1}) {
+      const int64_t d = width;
+      const bool accumulate = offset == 1;
+      Operand dx(s, rows, groups * d, type, 1, pad), x(s, rows, groups * d, type, 2, pad),
+          dy(s, rows, groups * d, type, 3), gain(s, 1, d, DType::BF16, 4),
+          rstd(s, rows, groups, DType::F32, 5);
+      rstd.fill([&](int64_t t, int64_t g) {
+        const double squares = group_sum(g, d, [&](int64_t j) { return x(t, j) * x(t, j); });
+        return 1 / std::sqrt(squares / double(d) + kEps);
+      });
+      rms_norm_backward(s, dx, dy, x, rstd, gain, float(offset), accumulate);
+      parts.push_back(dx.against([&](int64_t t, int64_t j) {
+        const auto u = [&](int64_t c) { return dy(t, c) * (offset + gain(0, c % d)); };
+        const double r = rstd(t, j / d);
+        const double along = group_sum(j / d, d, [&](int64_t c) { return u(c) * x(t, c); });
+        return (accumulate ? dx(t, j) : 0) + r * (u(j) - x(t, j) * r * r * along / double(d));
+      }));
+    }
+  return parts;
+}
+
+Parts rotated(Stream& s, DType type) {
+  Parts parts;
+  // Whole heads and a part of odd ones.
+  for (const auto& [heads, d, half] : {std::array<int64_t, 3>{2, 64, 32}, {3, 22, 7}})
+    for (const bool inverse : {false, true}) {
+      constexpr int64_t kRows = 5;
+      Operand x(s, kRows, heads * d, type, 1, 2), table(s, 9, 2 * half, DType::F32, 2);
+      table.fill([h = half](int64_t p, int64_t j) {
+        const double angle = double(p) * std::pow(0.7, double(j % h));
+        return j < h ? std::cos(angle) : std::sin(angle);
+      });
+      Numbers<int32_t> positions(s, {0, 8, 3, 3, 1});
+      rope(s, x, heads, positions.device(), table, inverse);
+      parts.push_back(x.against([&, d = d, half = half](int64_t t, int64_t j) {
+        const int64_t c = j % d, start = j - c, pair = c % half;
+        if (c >= 2 * half) return x(t, j);
+        const double cosine = table(positions[t], pair),
+                     sine = table(positions[t], half + pair) * (inverse ? -1 : 1),
+                     x1 = x(t, start + pair), x2 = x(t, start + half + pair);
+        return c < half ? x1 * cosine - x2 * sine : x2 * cosine + x1 * sine;
+      }));
+    }
+  return parts;
+}
+
+struct ValueAndSlope {
+  double value, slope;
+};
+
+ValueAndSlope activation(Activation f, double x) {
+  if (f == Activation::SILU) {
+    const double sigmoid = 1 / (1 + std::exp(-x));
+    return {x * sigmoid, sigmoid * (1 + x * (1 - sigmoid))};
+  }
+  if (f == Activation::GELU) {
+    const double below = 0.5 * std::erfc(-x / std::numbers::sqrt2),
+                 density = std::exp(-x * x / 2) / std::sqrt(2 * std::numbers::pi);
+    return {x * below, below + x * density};
+  }
+  const double k = std::sqrt(2 / std::numbers::pi), t = std::tanh(k * (x + 0.044715 * x * x * x));
+  return {0.5 * x * (1 + t),
+          0.5 * (1 + t) + 0.5 * x * (1 - t * t) * k * (1 + 3 * 0.044715 * x * x)};
+}
+
+constexpr Activation kActivations[] = {Activation::SILU, Activation::GELU, Activation::GELU_TANH};
+
+Parts activated(Stream& s, DType type) {
+  Parts parts;
+  for (const Activation f : kActivations)
+    for (const auto& [r, c] : {std::pair<int64_t, int64_t>{3, 64}, {5, 37}}) {
+      Operand y(s, r, c, type, 1, 3), gate(s, r, c, type, 2), up(s, r, c, type, 3);
+      gated_activation_forward(s, y, gate, up, f);
+      parts.push_back(y.against(
+          [&](int64_t i, int64_t j) { return activation(f, gate(i, j)).value * up(i, j); }));
+    }
+  return parts;
+}
+
+Parts activated_back(Stream& s, DType type) {
+  Parts parts;
+  for (const Activation f : kActivations)
+    for (const auto& [r, c] : {std::pair<int64_t, int64_t>{3, 64}, {5, 37}}) {
+      Operand d_gate(s, r, c, type, 1, 3), d_up(s, r, c, type, 2), dy(s, r, c, type, 3),
+          gate(s, r, c, type, 4), up(s, r, c, type, 5);
+      gated_activation_backward(s, d_gate, d_up, dy, gate, up, f);
+      parts.push_back(d_gate.against([&](int64_t i, int64_t j) {
+        return dy(i, j) * up(i, j) * activation(f, gate(i, j)).slope;
+      }));
+      parts.push_back(d_up.against(
+          [&](int64_t i, int64_t j) { return dy(i, j) * activation(f, gate(i, j)).value; }));
+    }
+  return parts;
+}
+
+}  // namespace
+
+void add_norm_checks(std::vector<KernelCheck>& checks) {
+  const std::pair<const char*, Parts (*)(Stream&, DType)> kAll[] = {
+      {"rms_norm_forward", normed},
+      {"rms_norm_backward", normed_back},
+      {"rope", rotated},
+      {"gated_activation_forward", activated},
+      {"gated_activation_backward", activated_back}};
+  for (const auto& [name, run] : kAll)
+    for (DType type : {DType::F32, DType::BF16})
+      checks.push_back(
+          {name, type, rounded_once(type), [run = run, type](Stream& s) { return run(s, type); }});
+}
+
+}  // namespace lorashard::selftest
