@@ -40,7 +40,7 @@ void add(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b) {
   const CpuKernels& cpu = cpu_kernels();
   parallel_for(stream, y.rows, rows_worth_a_thread(y.cols), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
-      cpu.add(y.at(t, 0), y.dtype, a.at(t, 0), a.dtype, b.at(t, 0), b.dtype, y.cols);
+      cpu.add(y.at(t, 0), y.dtype, a.at(t, 0), a.dtype, b.at(t, 0), b.dtype, nullptr, y.cols);
   });
 }
 
@@ -50,7 +50,7 @@ void add_bias(Stream& stream, Matrix y, ConstMatrix bias) {
   const CpuKernels& cpu = cpu_kernels();
   parallel_for(stream, y.rows, rows_worth_a_thread(y.cols), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
-      cpu.add(y.at(t, 0), y.dtype, y.at(t, 0), y.dtype, bias.data, bias.dtype, y.cols);
+      cpu.add(y.at(t, 0), y.dtype, y.at(t, 0), y.dtype, bias.data, bias.dtype, nullptr, y.cols);
   });
 }
 

@@ -2,6 +2,7 @@
 // columns (the q/k norms of Qwen3 and Gemma 3 work per head).
 #pragma once
 
+#include "kernels/residual.h"
 #include "kernels/stream.h"
 #include "kernels/tensor.h"
 
@@ -11,8 +12,9 @@ namespace lorashard {
 //   rstd(t,g) = 1 / sqrt(mean(x^2) + eps);  y = x * rstd * (gain_offset + gain).
 // x, y: (T, G*D), F32 or BF16, may alias; rstd: (T,G) F32, kept for backward, may be empty;
 // gain: (1,D), any storage type; gain_offset is 0, or 1 where the family stores gain - 1.
+// With `add`, the norm of add.sum, which is formed on the way; G is 1 then.
 void rms_norm_forward(Stream& stream, Matrix y, Matrix rstd, ConstMatrix x, ConstMatrix gain,
-                      float eps, float gain_offset);
+                      float eps, float gain_offset, const ResidualAdd& add = {});
 
 // dx = (or += when accumulate) the gradient for x, given dy, x and rstd. dx may alias dy.
 // The gain is frozen and gets no gradient.

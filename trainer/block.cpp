@@ -10,9 +10,10 @@
 namespace lorashard {
 namespace {
 
-void norm(const BlockContext& c, Matrix y, Matrix rstd, ConstMatrix x, ConstMatrix gain) {
+void norm(const BlockContext& c, Matrix y, Matrix rstd, ConstMatrix x, ConstMatrix gain,
+          const ResidualAdd& before = {}) {
   rms_norm_forward(c.linear.stream, y, rstd, x, gain, c.config.rms_norm_eps,
-                   c.config.norm_gain_offset);
+                   c.config.norm_gain_offset, before);
 }
 
 void rotate(const BlockContext& c, Matrix x, int64_t heads, bool inverse) {
@@ -40,10 +41,10 @@ QueryKey rotated_query_key(const BlockContext& c, const BlockWeights& w,
   return {c.scratch.q_rope, c.scratch.k_rope};
 }
 
-// norm(x_in) -> q, k, v; returns what attention takes.
-QueryKey project_qkv(const BlockContext& c, const BlockWeights& w, ConstMatrix x_in,
-                     const BlockActivations& acts, bool reuse_u) {
-  norm(c, c.scratch.norm, acts.rstd_in, x_in, w.input_norm);
+// norm(x) -> q, k, v; returns what attention takes.
+QueryKey project_qkv(const BlockContext& c, const BlockWeights& w, ConstMatrix x,
+                     const ResidualAdd& before, const BlockActivations& acts, bool reuse_u) {
+  norm(c, c.scratch.norm, acts.rstd_in, x, w.input_norm, before);
   linear_group_forward(c.linear, w.qkv, std::array{acts.q, acts.k, acts.v}, c.scratch.norm,
                        acts.u_qkv, true, reuse_u);
   if (!w.q_norm) {
@@ -53,9 +54,9 @@ QueryKey project_qkv(const BlockContext& c, const BlockWeights& w, ConstMatrix x
   return rotated_query_key(c, w, acts);
 }
 
-void project_gate_up(const BlockContext& c, const BlockWeights& w, ConstMatrix x_mid,
-                     const BlockActivations& acts, bool reuse_u) {
-  norm(c, c.scratch.norm, acts.rstd_mid, x_mid, w.post_norm);
+void project_gate_up(const BlockContext& c, const BlockWeights& w, ConstMatrix x,
+                     const ResidualAdd& before, const BlockActivations& acts, bool reuse_u) {
+  norm(c, c.scratch.norm, acts.rstd_mid, x, w.post_norm, before);
   linear_group_forward(c.linear, w.gate_up, std::array{acts.gate, acts.up}, c.scratch.norm,
                        acts.u_gate_up, true, reuse_u);
 }
@@ -84,9 +85,10 @@ bool below_down(const BlockWeights& w, bool lowest) {
 
 }  // namespace
 
-void attention_half_forward(const BlockContext& c, const BlockWeights& w, ConstMatrix x_in,
-                            const BlockActivations& acts, KvCache* cache) {
-  const QueryKey qk = project_qkv(c, w, x_in, acts, false);
+void attention_half_forward(const BlockContext& c, const BlockWeights& w, ConstMatrix x,
+                            const ResidualAdd& before, const BlockActivations& acts,
+                            KvCache* cache) {
+  const QueryKey qk = project_qkv(c, w, x, before, acts, false);
   if (cache) {
     attend_with_cache(c, w, qk, acts, *cache);
   } else {
@@ -96,29 +98,33 @@ void attention_half_forward(const BlockContext& c, const BlockWeights& w, ConstM
   linear_group_forward(c.linear, w.o, std::array{c.scratch.delta}, acts.o, acts.u_o, false, false);
 }
 
-void mlp_half_forward(const BlockContext& c, const BlockWeights& w, ConstMatrix x_mid,
-                      const BlockActivations& acts) {
-  project_gate_up(c, w, x_mid, acts, false);
+void mlp_half_forward(const BlockContext& c, const BlockWeights& w, ConstMatrix x,
+                      const ResidualAdd& before, const BlockActivations& acts) {
+  project_gate_up(c, w, x, before, acts, false);
   gated_activation_forward(c.linear.stream, c.scratch.mlp, acts.gate, acts.up, c.config.activation);
   linear_group_forward(c.linear, w.down, std::array{c.scratch.delta}, c.scratch.mlp, acts.u_down,
                        false, false);
 }
 
-void add_to_residual(const BlockContext& c, const LinearGroup& group, Matrix y, ConstMatrix x) {
+ResidualAdd residual_add(const BlockContext& c, const LinearGroup& group, Matrix sum) {
+  return {sum, c.scratch.delta, group.linears[0].bias};
+}
+
+void add_to_residual(const BlockContext& c, const LinearGroup& group, Matrix sum, ConstMatrix x) {
   Stream& stream = c.linear.stream;
   if (group.linears[0].bias) add_bias(stream, c.scratch.delta, group.linears[0].bias);
-  add(stream, y, x, c.scratch.delta);
+  add(stream, sum, x, c.scratch.delta);
 }
 
 void block_recompute(const BlockContext& c, const BlockWeights& w, ConstMatrix x_in,
                      ConstMatrix x_mid, const BlockActivations& acts, Keep kept) {
   if (kept == Keep::All) return;
   if (kept == Keep::Nothing) {
-    const QueryKey qk = project_qkv(c, w, x_in, acts, true);
+    const QueryKey qk = project_qkv(c, w, x_in, {}, acts, true);
     attention_forward(c.linear.stream, acts.o, acts.lse, qk.q, qk.k, acts.v, c.sequences,
                       shape_of(c, w));
   }
-  project_gate_up(c, w, x_mid, acts, true);
+  project_gate_up(c, w, x_mid, {}, acts, true);
 }
 
 bool mlp_half_backward(const BlockContext& c, const BlockWeights& w, ConstMatrix x_mid,

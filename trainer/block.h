@@ -11,6 +11,7 @@
 #include <string>
 
 #include "kernels/attention.h"
+#include "kernels/residual.h"
 #include "parallel/collectives.h"
 #include "trainer/linear.h"
 
@@ -62,14 +63,19 @@ struct KvCache {
 };
 
 // Each half of a layer forms this rank's share of what is added to the residual in c.scratch.delta;
-// the caller sums that over the ranks and calls add_to_residual(). Between the two it may run
-// another part of the micro-batch.
-void attention_half_forward(const BlockContext& c, const BlockWeights& w, ConstMatrix x_in,
-                            const BlockActivations& acts, KvCache* cache);
-void mlp_half_forward(const BlockContext& c, const BlockWeights& w, ConstMatrix x_mid,
-                      const BlockActivations& acts);
-// y = x + delta [+ the bias of `group`, w.o or w.down]. y may be x.
-void add_to_residual(const BlockContext& c, const LinearGroup& group, Matrix y, ConstMatrix x);
+// the caller sums that over the ranks, and the next half or add_to_residual() adds it. Between the
+// two it may run another part of the micro-batch.
+// `before`: what the half before it left to add to x, if anything; the sum is this half's input.
+void attention_half_forward(const BlockContext& c, const BlockWeights& w, ConstMatrix x,
+                            const ResidualAdd& before, const BlockActivations& acts,
+                            KvCache* cache);
+void mlp_half_forward(const BlockContext& c, const BlockWeights& w, ConstMatrix x,
+                      const ResidualAdd& before, const BlockActivations& acts);
+// sum = x + what a half left in c.scratch.delta [+ the bias of its last product, `group`: w.o or
+// w.down]. sum may be x.
+ResidualAdd residual_add(const BlockContext& c, const LinearGroup& group, Matrix sum);
+// The same by itself, where no norm follows at once.
+void add_to_residual(const BlockContext& c, const LinearGroup& group, Matrix sum, ConstMatrix x);
 
 // What a layer keeps for its backward pass besides x_in and x_mid; the rest is computed again.
 // Keep::Attention does without gate and up, which are more than half of it and cost two products of

@@ -35,34 +35,38 @@ void forward_layers(const LayerStack& stack, std::span<LayerPart> parts,
     return stack.activations.residual[i].row_range(p.first_row, p.tokens);
   };
   const auto layers = int64_t(stack.blocks.size());
-  // The end of layer l's feed-forward half comes where layer l + 1 begins.
-  const auto finish_layer = [&](int64_t l, LayerPart& p) {
-    if (l < 0) return;
-    const Place at = place_of(stack, l);
-    wait_sum(stack, p);
-    add_to_residual(p.context, stack.blocks[size_t(l)].down, rows(at.x_out, p), rows(at.x_mid, p));
-  };
   for (int64_t l = 0; l < layers; ++l) {
     const BlockWeights& w = stack.blocks[size_t(l)];
     const BlockLabels& labels = stack.labels[size_t(l)];
-    const Place at = place_of(stack, l);
+    const Place at = place_of(stack, l), below = place_of(stack, std::max<int64_t>(l - 1, 0));
     const ProfileSpan span("layer", labels.forward.c_str());
     for (LayerPart& p : parts) {
-      finish_layer(l - 1, p);
-      attention_half_forward(p.context, w, rows(at.x_in, p),
-                             rows_of(stack.activations.blocks[at.block], p.first_row, p.tokens),
+      const BlockActivations acts =
+          rows_of(stack.activations.blocks[at.block], p.first_row, p.tokens);
+      ConstMatrix x = rows(at.x_in, p);
+      ResidualAdd before;
+      if (l > 0) {  // the end of the layer below
+        wait_sum(stack, p);
+        x = rows(below.x_mid, p);
+        before = residual_add(p.context, stack.blocks[size_t(l - 1)].down, rows(below.x_out, p));
+      }
+      attention_half_forward(p.context, w, x, before, acts,
                              caches ? &(*caches)[size_t(l)] : nullptr);
       begin_sum(stack, p, labels.attention_forward);
     }
     for (LayerPart& p : parts) {
       wait_sum(stack, p);
-      add_to_residual(p.context, w.o, rows(at.x_mid, p), rows(at.x_in, p));
-      mlp_half_forward(p.context, w, rows(at.x_mid, p),
+      mlp_half_forward(p.context, w, rows(at.x_in, p),
+                       residual_add(p.context, w.o, rows(at.x_mid, p)),
                        rows_of(stack.activations.blocks[at.block], p.first_row, p.tokens));
       begin_sum(stack, p, labels.mlp_forward);
     }
   }
-  for (LayerPart& p : parts) finish_layer(layers - 1, p);
+  const Place top = place_of(stack, layers - 1);
+  for (LayerPart& p : parts) {
+    wait_sum(stack, p);
+    add_to_residual(p.context, stack.blocks.back().down, rows(top.x_out, p), rows(top.x_mid, p));
+  }
 }
 
 void backward_layers(const LayerStack& stack, std::span<LayerPart> parts) {

@@ -12,6 +12,8 @@ const CpuKernels& table() {
       .scale_add = scale_add,
       .rms_norm_forward = rms_norm_forward,
       .rms_norm_backward = rms_norm_backward,
+      .layer_norm_forward = layer_norm_forward,
+      .layer_norm_backward = layer_norm_backward,
       .rope = rope,
       .activation_forward = activation_forward,
       .activation_backward = activation_backward,

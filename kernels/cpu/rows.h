@@ -11,11 +11,17 @@ inline void convert(void* y, DType yt, const void* x, DType xt, int64_t n) {
   });
 }
 
-inline void add(void* y, DType yt, const void* a, DType at, const void* b, DType bt, int64_t n) {
+inline void add(void* y, DType yt, const void* a, DType at, const void* b, DType bt, const float* c,
+                int64_t n) {
   typed(a, at, [&](auto* pa) {
     typed_weight(b, bt, [&](auto* pb) {
       typed(y, yt, [&](auto* out) {
-        each(n, [&](int64_t i, auto k) { store(out + i, load(pa + i, k) + load(pb + i, k), k); });
+        if (c)
+          each(n, [&](int64_t i, auto k) {
+            store(out + i, load(pa + i, k) + (load(pb + i, k) + load(c + i, k)), k);
+          });
+        else
+          each(n, [&](int64_t i, auto k) { store(out + i, load(pa + i, k) + load(pb + i, k), k); });
       });
     });
   });
@@ -79,6 +85,52 @@ inline void rms_norm_backward(void* dx, DType dxt, const void* dy, DType dyt, co
             store(out + i, v, k);
           });
         }
+      });
+    });
+  });
+}
+
+inline void layer_norm_forward(void* y, DType yt, float* mean_rstd, const void* x, DType xt,
+                               const float* gain, const float* bias, int64_t d, float eps) {
+  typed(x, xt, [&](auto* in) {
+    typed(y, yt, [&](auto* out) {
+      vf s = zero();
+      each(d, [&](int64_t i, auto k) { s += load(in + i, k); });
+      const float mean = sum(s) / float(d);
+      vf squares = zero();
+      each(d, [&](int64_t i, auto k) {
+        const vf v = within(load(in + i, k) - mean, k);
+        squares += v * v;
+      });
+      const float r = 1 / __builtin_sqrtf(sum(squares) / float(d) + eps);
+      if (mean_rstd) mean_rstd[0] = mean, mean_rstd[1] = r;
+      each(d, [&](int64_t i, auto k) {
+        store(out + i, (load(in + i, k) - mean) * r * load(gain + i, k) + load(bias + i, k), k);
+      });
+    });
+  });
+}
+
+// With n = (x - mean) * rstd and w = gain * dy: dx = rstd * (w - mean(w) - n * mean(w n)).
+inline void layer_norm_backward(void* dx, DType dxt, const void* dy, DType dyt, const void* x,
+                                DType xt, const float* mean_rstd, const float* gain, int64_t d,
+                                bool accumulate) {
+  typed(x, xt, [&](auto* in) {
+    typed(dy, dyt, [&](auto* grad) {
+      typed(dx, dxt, [&](auto* out) {
+        const float mean = mean_rstd[0], r = mean_rstd[1];
+        vf all = zero(), along = zero();
+        each(d, [&](int64_t i, auto k) {
+          const vf w = load(gain + i, k) * load(grad + i, k);
+          all += w;
+          along += w * (load(in + i, k) - mean);
+        });
+        const float a = sum(all) / float(d), c = sum(along) * r * r / float(d);
+        each(d, [&](int64_t i, auto k) {
+          vf v = r * (load(gain + i, k) * load(grad + i, k) - a - c * (load(in + i, k) - mean));
+          if (accumulate) v += load(out + i, k);
+          store(out + i, v, k);
+        });
       });
     });
   });

@@ -67,6 +67,10 @@ LORASHARD_INLINE vi lane_index() {
   return v;
 }
 
+// v, with zeros in the lanes that an access leaves out.
+LORASHARD_INLINE vf within(vf v, Full) { return v; }
+LORASHARD_INLINE vf within(vf v, Part k) { return lane_index() < vi{} + k.n ? v : vf{}; }
+
 // ---- access; lanes that a Part leaves out read as 0 and are not written.
 
 LORASHARD_INLINE vf load(const float* p, Full = {}) {

@@ -20,8 +20,9 @@ struct CpuKernels {
 
   // y = x, x and y of F16 too.
   void (*convert)(void* y, DType yt, const void* x, DType xt, int64_t n);
-  // y = a + b, b of F16 too.
-  void (*add)(void* y, DType yt, const void* a, DType at, const void* b, DType bt, int64_t n);
+  // y = a + b [+ c], b of F16 too; c may be null.
+  void (*add)(void* y, DType yt, const void* a, DType at, const void* b, DType bt, const float* c,
+              int64_t n);
   // y = x * factor, x of F16 too (x may be y).
   void (*scale)(void* y, DType yt, const void* x, DType xt, float factor, int64_t n);
   // y = alpha * x + beta * y; y is not read when beta is 0.
@@ -33,6 +34,12 @@ struct CpuKernels {
   void (*rms_norm_backward)(void* dx, DType dxt, const void* dy, DType dyt, const void* x, DType xt,
                             const float* rstd, const float* gain, int64_t d, int64_t groups,
                             bool accumulate);
+  // One row of d columns; mean_rstd: two values, bias: d values.
+  void (*layer_norm_forward)(void* y, DType yt, float* mean_rstd, const void* x, DType xt,
+                             const float* gain, const float* bias, int64_t d, float eps);
+  void (*layer_norm_backward)(void* dx, DType dxt, const void* dy, DType dyt, const void* x,
+                              DType xt, const float* mean_rstd, const float* gain, int64_t d,
+                              bool accumulate);
   // One row: `heads` heads of `d` columns of which the first 2R turn. cos_sin: R cosines, R sines.
   void (*rope)(void* x, DType xt, int64_t heads, int64_t d, int64_t r, const float* cos_sin,
                bool inverse);

@@ -9,6 +9,7 @@
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
 #include "kernels/dequantize.h"
+#include "kernels/residual.h"
 #include "kernels/stream.h"
 #include "kernels/tensor.h"
 
@@ -53,11 +54,15 @@ void add(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b);
 void add_bias(Stream& stream, Matrix y, ConstMatrix bias);
 void scale(Stream& stream, Matrix y, float factor);
 
-// rms_norm.cu, rope.cu, activation.cu, embedding.cu (look-up and rows), dropout.cu
+// rms_norm.cu, layer_norm.cu, rope.cu, activation.cu, embedding.cu (look-up and rows), dropout.cu
 void rms_norm_forward(Stream& stream, Matrix y, Matrix rstd, ConstMatrix x, ConstMatrix gain,
-                      float eps, float gain_offset);
+                      float eps, float gain_offset, const ResidualAdd& add);
 void rms_norm_backward(Stream& stream, Matrix dx, ConstMatrix dy, ConstMatrix x, ConstMatrix rstd,
                        ConstMatrix gain, float gain_offset, bool accumulate);
+void layer_norm_forward(Stream& stream, Matrix y, Matrix mean_rstd, ConstMatrix x, ConstMatrix gain,
+                        ConstMatrix bias, float eps, const ResidualAdd& add);
+void layer_norm_backward(Stream& stream, Matrix dx, ConstMatrix dy, ConstMatrix x,
+                         ConstMatrix mean_rstd, ConstMatrix gain, bool accumulate);
 void rope(Stream& stream, Matrix x, int64_t heads, const int32_t* positions, ConstMatrix cos_sin,
           bool inverse);
 void gated_activation_forward(Stream& stream, Matrix y, ConstMatrix gate, ConstMatrix up,

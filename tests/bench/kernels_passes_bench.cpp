@@ -7,6 +7,7 @@
 #include "kernels/dequantize.h"
 #include "kernels/dropout.h"
 #include "kernels/embedding.h"
+#include "kernels/layer_norm.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
 #include "kernels/rows.h"
@@ -27,6 +28,28 @@ void RmsNormBackward(benchmark::State& state) {
   const Data x(1024, 576, T), dx(1024, 576, T), dy(1024, 576, T), gain(1, 576, B), rstd(1024, 1, F);
   report(state, 4.0 * 1024 * 576 * size_of(T), copy_rate(),
          [&] { rms_norm_backward(stream(), dx, dy, x, rstd, gain, 0, true); });
+}
+// With the residual's sum on the way: x and delta in, the sum and its norm out.
+template <DType T>
+void AddRmsNormForward(benchmark::State& state) {
+  const Data x(1024, 576, T), delta(1024, 576, T), sum(1024, 576, T), y(1024, 576, T),
+      gain(1, 576, B), rstd(1024, 1, F);
+  report(state, 4.0 * 1024 * 576 * size_of(T), copy_rate(), [&] {
+    rms_norm_forward(stream(), y, rstd, x, gain, 1e-5f, 0, {sum, delta, {}});
+  });
+}
+template <DType T>
+void LayerNormForward(benchmark::State& state) {
+  const Data x(1024, 768, T), y(1024, 768, T), gain(1, 768, B), bias(1, 768, B), stats(1024, 2, F);
+  report(state, 2.0 * 1024 * 768 * size_of(T), copy_rate(),
+         [&] { layer_norm_forward(stream(), y, stats, x, gain, bias, 1e-5f); });
+}
+template <DType T>
+void LayerNormBackward(benchmark::State& state) {
+  const Data x(1024, 768, T), dx(1024, 768, T), dy(1024, 768, T), gain(1, 768, B),
+      stats(1024, 2, F);
+  report(state, 4.0 * 1024 * 768 * size_of(T), copy_rate(),
+         [&] { layer_norm_backward(stream(), dx, dy, x, stats, gain, true); });
 }
 // The norms of queries and keys, one for each head of 64 columns (Qwen3, Gemma 3).
 void HeadNormForward(benchmark::State& state) {
@@ -222,6 +245,12 @@ void AdamW(benchmark::State& state) {
 }
 BENCHMARK(RmsNormForward<DType::F32>);
 BENCHMARK(RmsNormForward<DType::BF16>);
+BENCHMARK(AddRmsNormForward<DType::F32>);
+BENCHMARK(AddRmsNormForward<DType::BF16>);
+BENCHMARK(LayerNormForward<DType::F32>);
+BENCHMARK(LayerNormForward<DType::BF16>);
+BENCHMARK(LayerNormBackward<DType::F32>);
+BENCHMARK(LayerNormBackward<DType::BF16>);
 BENCHMARK(RmsNormBackward<DType::F32>);
 BENCHMARK(RmsNormBackward<DType::BF16>);
 BENCHMARK(HeadNormForward);

@@ -127,6 +127,14 @@ TEST(CpuTargets, AgreeWithEachOther) {
     k.rms_norm_backward(z.data(), DType::F32, y.data(), DType::F32, x.data(), DType::F32,
                         rstd.data(), gain.data(), d, 2, false);
     keep(z);
+    k.layer_norm_forward(z.data(), DType::F32, rstd.data(), x.data(), DType::F32, gain.data(),
+                         y.data(), d, 1e-6f);
+    keep(z), keep(rstd);
+    k.layer_norm_backward(z.data(), DType::F32, y.data(), DType::F32, x.data(), DType::F32,
+                          rstd.data(), gain.data(), d, false);
+    keep(z);
+    k.add(z.data(), DType::F32, x.data(), DType::F32, y.data(), DType::F32, gain.data(), d);
+    keep(z);
     z = x;
     k.rope(z.data(), DType::F32, 2, d, 38, y.data(), false);
     keep(z);

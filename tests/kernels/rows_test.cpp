@@ -8,42 +8,13 @@
 #include "kernels/dropout.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
-#include "kernels/rms_norm.h"
 #include "kernels/rope.h"
-#include "tests/kernels/reference.h"
+#include "tests/kernels/rows.h"
 
 namespace lorashard {
 namespace {
 
-using Complex = std::complex<double>;
-
-// The derivative of f at x, exact to rounding because nothing is subtracted
-// (Squire and Trapp 1998). f must be analytic.
-double complex_step(const std::function<Complex(Complex)>& f, double x) {
-  constexpr double h = 1e-40;
-  return f(Complex(x, h)).imag() / h;
-}
-
-const DType F = DType::F32, B = DType::BF16, H = DType::F16;
-
-class Rows : public testing::TestWithParam<std::tuple<DType, int64_t, int>> {
- protected:
-  DType type = std::get<0>(GetParam());
-  int64_t cols = std::get<1>(GetParam());
-  Stream stream{std::get<2>(GetParam())};
-  // Enough rows for two threads to share.
-  int64_t rows = std::min<int64_t>(700, 1 + 40000 / cols);
-  double eps = rounding(type) * 1.01;
-
-  HostMatrix random(uint64_t seed, double spread = 1) {
-    return HostMatrix(rows, cols, type, 5).randomize(seed, spread);
-  }
-};
-
-INSTANTIATE_TEST_SUITE_P(Types, Rows,
-                         testing::Combine(testing::Values(F, B),
-                                          testing::Values<int64_t>(1, 7, 16, 96, 577),
-                                          testing::Values(1, 2)));
+INSTANTIATE_TEST_SUITE_P(Types, Rows, row_cases());
 
 // ---- element-wise
 
@@ -88,70 +59,6 @@ TEST_P(Rows, AddBiasScaleConvert) {
   expect_near(
       y, [](int64_t, int64_t) { return 0; }, 0, 0);
   EXPECT_TRUE(y.gaps_untouched());
-}
-
-// ---- rms_norm
-
-// sum_j w_j y_j of one group, as a function of the element x_at.
-Complex norm_sum(const HostMatrix& x, const HostMatrix& gain, const HostMatrix& w, int64_t t,
-                 int64_t first, double eps, double offset, int64_t at, Complex x_at) {
-  const auto element = [&](int64_t j) { return j == at ? x_at : Complex(x(t, first + j)); };
-  Complex square = 0, sum = 0;
-  for (int64_t j = 0; j < gain.cols; ++j) square += element(j) * element(j);
-  const Complex rstd = 1.0 / std::sqrt(square / double(gain.cols) + eps);
-  for (int64_t j = 0; j < gain.cols; ++j)
-    sum += element(j) * rstd * (offset + gain(0, j)) * w(t, first + j);
-  return sum;
-}
-
-TEST_P(Rows, RmsNorm) {
-  const int64_t d = cols % 2 == 0 ? cols / 2 : cols, groups = cols / d;  // halves, or whole rows
-  for (DType gain_type : {F, B, H}) {
-    const HostMatrix x = random(1), dy = random(2);
-    const HostMatrix gain = HostMatrix(1, d, gain_type).randomize(3, 0.2, 1);
-    const float norm_eps = 1e-3f, offset = gain_type == B ? 1 : 0;
-    HostMatrix y(rows, cols, type, 1), rstd(rows, groups, F, 2);
-    rms_norm_forward(stream, y, rstd, x, gain, norm_eps, offset);
-    const auto want_rstd = [&](int64_t t, int64_t g) {
-      double s = 0;
-      for (int64_t j = 0; j < d; ++j) s += x(t, g * d + j) * x(t, g * d + j);
-      return 1 / std::sqrt(s / double(d) + double(norm_eps));
-    };
-    // Sums of at most 577 squares in several lanes: a few roundings.
-    expect_near(rstd, want_rstd, 0, 1e-6);
-    expect_near(
-        y,
-        [&](int64_t t, int64_t j) {
-          return x(t, j) * want_rstd(t, j / d) * (offset + gain(0, j % d));
-        },
-        0, eps + 2e-6);
-    EXPECT_TRUE(y.gaps_untouched() && rstd.gaps_untouched());
-
-    HostMatrix in_place = x;
-    rms_norm_forward(stream, in_place, {}, in_place, gain, norm_eps, offset);
-    for (int64_t t = 0; t < rows; ++t)
-      for (int64_t j = 0; j < cols; ++j) ASSERT_EQ(in_place(t, j), y(t, j));
-
-    HostMatrix dx = random(4);
-    const HostMatrix before = dx;
-    rms_norm_backward(stream, dx, dy, x, rstd, gain, offset, true);
-    HostMatrix aliased = dy;
-    rms_norm_backward(stream, aliased, aliased, x, rstd, gain, offset, false);
-    for (int64_t t = 0; t < rows; t += 1 + rows / 5)
-      for (int64_t j = 0; j < cols; ++j) {
-        const int64_t first = j / d * d;
-        const double want = complex_step(
-            [&](Complex v) {
-              return norm_sum(x, gain, dy, t, first, norm_eps, offset, j - first, v);
-            },
-            x(t, j));
-        // dx is a difference of terms of size rstd |gain dy|: absolute error of that size.
-        const double size = want_rstd(t, j / d) * 10;
-        ASSERT_NEAR(aliased(t, j), want, 1e-6 * size + eps * std::abs(want));
-        ASSERT_NEAR(dx(t, j), want + before(t, j),
-                    2e-6 * size + eps * std::abs(want + before(t, j)));
-      }
-  }
 }
 
 // ---- rope

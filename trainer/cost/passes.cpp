@@ -26,7 +26,7 @@ class Pass {
         overlaps_(overlaps) {}
 
   void embed();
-  void forward(const BlockShape& b);
+  void forward(const BlockShape& b, bool first, bool last);
   void recompute(const BlockShape& b, Keep kept);
   void backward(const BlockShape& b, bool lowest);
   void loss();
@@ -35,6 +35,9 @@ class Pass {
   // Bytes of (tokens, width) activations.
   double rows(int64_t width) const { return double(tokens_) * double(width * size_of(act_)); }
   void norm(int64_t width) { tally_.pass("rms_norm_forward", 2 * rows(width)); }
+  // The norm before a half of a layer; `adds` what the half before it left, as it goes: x and delta
+  // in, the sum and its norm out.
+  void half_norm(bool adds) { tally_.pass("rms_norm_forward", (adds ? 4 : 2) * rows(d_.hidden)); }
   void norm_backward(int64_t width, bool accumulate) {
     tally_.pass("rms_norm_backward", (accumulate ? 4 : 3) * rows(width));
   }
@@ -49,10 +52,9 @@ class Pass {
             bool accumulate);
   void group_forward(const GroupShape& g, bool with_bias, bool reuse_u);
   void group_backward(const GroupShape& g, bool needs_dx);
-  void project_qkv(const BlockShape& b, bool reuse_u);
-  void project_gate_up(const BlockShape& b, bool reuse_u);
+  void project_qkv(const BlockShape& b, bool adds, bool reuse_u);
+  void project_gate_up(const BlockShape& b, bool adds, bool reuse_u);
   void normed_query_key();
-  void reduce_output(const GroupShape& g, const char* label);
   void attend(const BlockShape& b);
   void attend_backward(const BlockShape& b);
 
@@ -138,15 +140,15 @@ void Pass::normed_query_key() {
   rotate();
 }
 
-void Pass::project_qkv(const BlockShape& b, bool reuse_u) {
-  norm(d_.hidden);
+void Pass::project_qkv(const BlockShape& b, bool adds, bool reuse_u) {
+  half_norm(adds);
   group_forward(b.qkv, true, reuse_u);
   if (!d_.qk_norm) rotate();
   normed_query_key();
 }
 
-void Pass::project_gate_up(const BlockShape& b, bool reuse_u) {
-  norm(d_.hidden);
+void Pass::project_gate_up(const BlockShape& b, bool adds, bool reuse_u) {
+  half_norm(adds);
   group_forward(b.gate_up, true, reuse_u);
 }
 
@@ -168,22 +170,18 @@ void Pass::attend_backward(const BlockShape& b) {
                    bf16_);
 }
 
-void Pass::reduce_output(const GroupShape& g, const char* label) {
-  reduce(label, d_.hidden);
-  if (g.bias) tally_.pass("add_bias", 2 * rows(d_.hidden));
-}
-
-void Pass::forward(const BlockShape& b) {
+void Pass::forward(const BlockShape& b, bool first, bool last) {
   tally_.set_part("forward");
-  project_qkv(b, false);
+  project_qkv(b, !first, false);
   attend(b);
   group_forward(b.o, false, false);
-  reduce_output(b.o, "attention.forward");
-  tally_.pass("add", 3 * rows(d_.hidden));
-  project_gate_up(b, false);
+  reduce("attention.forward", d_.hidden);
+  project_gate_up(b, true, false);
   tally_.pass("gated_activation_forward", 3 * rows(d_.features));
   group_forward(b.down, false, false);
-  reduce_output(b.down, "mlp.forward");
+  reduce("mlp.forward", d_.hidden);
+  if (!last) return;
+  if (b.down.bias) tally_.pass("add_bias", 2 * rows(d_.hidden));
   tally_.pass("add", 3 * rows(d_.hidden));
 }
 
@@ -191,10 +189,10 @@ void Pass::recompute(const BlockShape& b, Keep kept) {
   tally_.set_part("recompute");
   if (kept == Keep::All) return;
   if (kept == Keep::Nothing) {
-    project_qkv(b, true);
+    project_qkv(b, false, true);
     attend(b);
   }
-  project_gate_up(b, true);
+  project_gate_up(b, false, true);
 }
 
 void Pass::backward(const BlockShape& b, bool lowest) {
@@ -293,7 +291,8 @@ void tally_micro_batch(Tally& tally, const TrainingJob& job, const RankShape& sh
   const ActivationDims& d = shape.dims;
   for (const BatchShape& part : parts) {
     Pass pass(tally, job, shape, part, parts.size() > 1);
-    for (const BlockShape& b : shape.blocks) pass.forward(b);
+    for (const BlockShape& b : shape.blocks)
+      pass.forward(b, &b == &shape.blocks.front(), &b == &shape.blocks.back());
     for (int64_t l = d.layers - 1; l >= d.first_layer; --l) {
       const BlockShape& b = shape.blocks[size_t(l)];
       const int64_t from_top = d.layers - l;

@@ -3,6 +3,7 @@
 #include <numbers>
 
 #include "kernels/activation.h"
+#include "kernels/layer_norm.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
 #include "trainer/selftest/kernel_checks.h"
@@ -66,6 +67,77 @@ Parts normed_back(Stream& s, DType type) {
         const double r = rstd(t, j / d);
         const double along = group_sum(j / d, d, [&](int64_t c) { return u(c) * x(t, c); });
         return (accumulate ? dx(t, j) : 0) + r * (u(j) - x(t, j) * r * r * along / double(d));
+      }));
+    }
+  return parts;
+}
+
+// The sum of a residual on the way, and the norms of it.
+Parts added_and_normed(Stream& s, DType type) {
+  Parts parts;
+  for (const int64_t d : {96, 1031}) {
+    constexpr int64_t kRows = 4;
+    Operand y(s, kRows, d, type, 1), sum(s, kRows, d, type, 2, 3), x(s, kRows, d, type, 3),
+        delta(s, kRows, d, type, 4), bias(s, 1, d, DType::BF16, 5), gain(s, 1, d, DType::BF16, 6);
+    const auto added = [&](int64_t t, int64_t j) { return x(t, j) + delta(t, j) + bias(0, j); };
+    rms_norm_forward(s, y, {}, x, gain, float(kEps), 0, {sum, delta, bias});
+    parts.push_back(sum.against(added));
+    parts.push_back(y.against([&](int64_t t, int64_t j) {
+      const double squares = group_sum(0, d, [&](int64_t c) { return added(t, c) * added(t, c); });
+      return added(t, j) / std::sqrt(squares / double(d) + kEps) * gain(0, j);
+    }));
+  }
+  return parts;
+}
+
+struct Moments {
+  double mean, rstd;
+};
+Moments moments(const Operand& x, int64_t t, int64_t d) {
+  const double mean = group_sum(0, d, [&](int64_t j) { return x(t, j); }) / double(d);
+  const double squares =
+      group_sum(0, d, [&](int64_t j) { return (x(t, j) - mean) * (x(t, j) - mean); });
+  return {mean, 1 / std::sqrt(squares / double(d) + kEps)};
+}
+
+Parts layer_normed(Stream& s, DType type) {
+  Parts parts;
+  for (const int64_t d : {17, 96, 1031}) {
+    constexpr int64_t kRows = 4;
+    Operand y(s, kRows, d, type, 1, 3), x(s, kRows, d, type, 2), gain(s, 1, d, DType::BF16, 3),
+        bias(s, 1, d, DType::F32, 4), stats(s, kRows, 2, DType::F32, 5);
+    layer_norm_forward(s, y, stats, x, gain, bias, float(kEps));
+    parts.push_back(stats.against([&](int64_t t, int64_t j) {
+      const Moments m = moments(x, t, d);
+      return j == 0 ? m.mean : m.rstd;
+    }));
+    parts.push_back(y.against([&](int64_t t, int64_t j) {
+      const Moments m = moments(x, t, d);
+      return (x(t, j) - m.mean) * m.rstd * gain(0, j) + bias(0, j);
+    }));
+  }
+  return parts;
+}
+
+Parts layer_normed_back(Stream& s, DType type) {
+  Parts parts;
+  for (const bool accumulate : {false, true})
+    for (const int64_t d : {17, 1031}) {
+      constexpr int64_t kRows = 3;
+      Operand dx(s, kRows, d, type, 1, 3), x(s, kRows, d, type, 2), dy(s, kRows, d, type, 3),
+          gain(s, 1, d, DType::BF16, 4), stats(s, kRows, 2, DType::F32, 5);
+      stats.fill([&](int64_t t, int64_t j) {
+        const Moments m = moments(x, t, d);
+        return j == 0 ? m.mean : m.rstd;
+      });
+      layer_norm_backward(s, dx, dy, x, stats, gain, accumulate);
+      parts.push_back(dx.against([&](int64_t t, int64_t j) {
+        const double mean = stats(t, 0), r = stats(t, 1);
+        const auto w = [&](int64_t c) { return gain(0, c) * dy(t, c); };
+        const auto n = [&](int64_t c) { return (x(t, c) - mean) * r; };
+        const double all = group_sum(0, d, w) / double(d),
+                     along = group_sum(0, d, [&](int64_t c) { return w(c) * n(c); }) / double(d);
+        return (accumulate ? dx(t, j) : 0) + r * (w(j) - all - n(j) * along);
       }));
     }
   return parts;
@@ -151,13 +223,17 @@ void add_norm_checks(std::vector<KernelCheck>& checks) {
   const std::pair<const char*, Parts (*)(Stream&, DType)> kAll[] = {
       {"rms_norm_forward", normed},
       {"rms_norm_backward", normed_back},
+      {"residual_and_norm", added_and_normed},
+      {"layer_norm_forward", layer_normed},
+      {"layer_norm_backward", layer_normed_back},
       {"rope", rotated},
       {"gated_activation_forward", activated},
       {"gated_activation_backward", activated_back}};
   for (const auto& [name, run] : kAll)
     for (DType type : {DType::F32, DType::BF16})
-      checks.push_back(
-          {name, type, rounded_once(type), [run = run, type](Stream& s) { return run(s, type); }});
+      // Sum and norm are rounded one after the other.
+      checks.push_back({name, type, (run == added_and_normed ? 2 : 1) * rounded_once(type),
+                        [run = run, type](Stream& s) { return run(s, type); }});
 }
 
 }  // namespace lorashard::selftest
