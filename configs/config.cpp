@@ -205,7 +205,7 @@ Config load_config(const std::string& path, const std::vector<std::string>& over
   return config;
 }
 
-void check_world(const Config& config, int64_t world_size) {
+void check_tensor_groups(const Config& config, int64_t world_size) {
   const int64_t tensor = config.run.parallel().tensor();
   if (world_size % tensor != 0) {
     std::string divisors;
@@ -216,7 +216,12 @@ void check_world(const Config& config, int64_t world_size) {
                    std::to_string(world_size) + " ranks, expected a divisor of the rank count (" +
                    divisors + ") or mpirun -n with a multiple of " + std::to_string(tensor));
   }
-  const int64_t data = world_size / tensor, micro = config.run.train().micro_batch_size();
+}
+
+void check_world(const Config& config, int64_t world_size) {
+  check_tensor_groups(config, world_size);
+  const int64_t data = world_size / config.run.parallel().tensor();
+  const int64_t micro = config.run.train().micro_batch_size();
   const int64_t global = config.run.train().global_batch_size(), unit = micro * data;
   if (global % unit != 0)
     fail_input(config.where("train.global_batch_size"),

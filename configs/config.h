@@ -43,8 +43,10 @@ struct Config {
 Config load_config(const std::string& path, const std::vector<std::string>& overrides = {},
                    ConfigUse use = ConfigUse::Train);
 
-// That the settings fit `world_size` ranks: parallel.tensor divides it, and train.global_batch_size
-// is a multiple of train.micro_batch_size x (world_size / parallel.tensor).
+// That parallel.tensor divides `world_size` ranks.
+void check_tensor_groups(const Config& config, int64_t world_size);
+// The same, and that train.global_batch_size is a multiple of train.micro_batch_size x
+// (world_size / parallel.tensor).
 void check_world(const Config& config, int64_t world_size);
 
 // Every setting with its value, in text format; load_config reads it back to the same settings.

@@ -47,7 +47,7 @@ int evaluate(const Config& config, const std::string& adapter_dir, const Ranks& 
   std::shared_ptr<const Dataset> data;
   std::optional<Adapter> adapter;
   run_agreed(world, [&] {
-    check_mesh(config, world.size());
+    check_tensor_groups(config, world.size());
     base = BaseModel::open(run.model().path());
     check_tensor_degree(config, base->config());
     data = open_dataset(config, run.data().eval(), *base);

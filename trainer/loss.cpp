@@ -22,32 +22,40 @@ constexpr int64_t kMaxChunkRows = 1024;
 
 }  // namespace
 
+int64_t loss_chunk_rows(int64_t vocabulary, int ranks, int64_t tokens) {
+  // Every rank must cut the same chunks, so the widest slice decides.
+  const int64_t widest = (vocabulary + ranks - 1) / ranks + 16;
+  return std::clamp<int64_t>(kLogitsBytes / (widest * 4), 1,
+                             std::min(kMaxChunkRows, std::max<int64_t>(tokens, 1)));
+}
+
+LossBuffers plan_loss(Arena& arena, const LossDims& d) {
+  LossBuffers at;
+  at.picked = arena.take(d.tokens, d.hidden, d.type);
+  at.normed = arena.take(d.tokens, d.hidden, d.type);
+  at.rstd = arena.take(d.tokens, 1, DType::F32);
+  at.d_normed = arena.take(d.tokens, d.hidden, d.type);
+  at.logits = arena.take(d.chunk_rows, d.vocabulary, DType::F32);
+  at.stats = arena.take(d.ranks * d.chunk_rows, 3, DType::F32);
+  at.lse = arena.take(d.chunk_rows, 1, DType::F32);
+  return at;
+}
+
 LossHead::LossHead(Stream& stream, const ModelConfig& config, const ModelWeights& weights,
                    Communicator& tensor, int64_t max_tokens, DType activation_type)
     : stream_(stream),
       config_(config),
       weights_(weights),
       tensor_(tensor),
-      max_tokens_(max_tokens),
-      activation_type_(activation_type) {
-  // Every rank must cut the same chunks, so the widest slice decides.
-  const int64_t widest = (config.vocab_size + tensor.size() - 1) / tensor.size() + 16;
-  chunk_rows_ = std::clamp<int64_t>(kLogitsBytes / (widest * 4), 1,
-                                    std::min(kMaxChunkRows, std::max<int64_t>(max_tokens, 1)));
+      dims_{.tokens = max_tokens,
+            .hidden = config.hidden_size,
+            .chunk_rows = loss_chunk_rows(config.vocab_size, tensor.size(), max_tokens),
+            .vocabulary = weights.vocabulary.size(),
+            .ranks = tensor.size(),
+            .type = activation_type} {
   sum_ = Buffer(stream, sizeof(double));
   device_rows_ = Staged<int32_t>(stream, max_tokens);
   device_labels_ = Staged<int32_t>(stream, max_tokens);
-}
-
-void LossHead::plan(Arena& arena) {
-  const int64_t hidden = config_.hidden_size;
-  picked_ = arena.take(max_tokens_, hidden, activation_type_);
-  normed_ = arena.take(max_tokens_, hidden, activation_type_);
-  rstd_ = arena.take(max_tokens_, 1, DType::F32);
-  d_normed_ = arena.take(max_tokens_, hidden, activation_type_);
-  logits_ = arena.take(chunk_rows_, weights_.vocabulary.size(), DType::F32);
-  stats_ = arena.take(tensor_.size() * chunk_rows_, 3, DType::F32);
-  lse_ = arena.take(chunk_rows_, 1, DType::F32);
 }
 
 void LossHead::forward_backward(ConstMatrix x, std::span<const int32_t> labels, Matrix dx) {
@@ -60,24 +68,24 @@ void LossHead::forward_backward(ConstMatrix x, std::span<const int32_t> labels, 
     labels_.push_back(labels[t]);
   }
   const auto count = int64_t(rows_.size());
-  const Matrix picked = picked_.row_range(0, count), normed = normed_.row_range(0, count);
-  const Matrix rstd = rstd_.row_range(0, count), d_normed = d_normed_.row_range(0, count);
+  const Matrix picked = at_.picked.row_range(0, count), normed = at_.normed.row_range(0, count);
+  const Matrix rstd = at_.rstd.row_range(0, count), d_normed = at_.d_normed.row_range(0, count);
   const int32_t* rows = device_rows_.put(rows_);
   const int32_t* row_labels = device_labels_.put(labels_);
   gather_rows(stream_, picked, x, rows);
   rms_norm_forward(stream_, normed, rstd, picked, weights_.final_norm, config_.rms_norm_eps,
                    config_.norm_gain_offset);
-  auto* lse = static_cast<float*>(lse_.data);
+  auto* lse = static_cast<float*>(at_.lse.data);
   // Chunks of equal size, as few as there can be.
-  const int64_t chunks = (count + chunk_rows_ - 1) / chunk_rows_;
+  const int64_t chunks = (count + dims_.chunk_rows - 1) / dims_.chunk_rows;
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const int64_t begin = count * chunk / chunks, n = count * (chunk + 1) / chunks - begin;
-    const Matrix logits = logits_.row_range(0, n);
+    const Matrix logits = at_.logits.row_range(0, n);
     const int32_t* chunk_labels = row_labels + begin;
     matmul_nt(stream_, logits, normed.row_range(begin, n), weights_.head);
     // Each rank's statistics in its own slot, zero elsewhere: the sum is a gather that also works
     // on device memory.
-    const Matrix all = stats_.row_range(0, n * tensor_.size());
+    const Matrix all = at_.stats.row_range(0, n * tensor_.size());
     if (tensor_.size() > 1) fill_zero(stream_, all);
     cross_entropy_stats(stream_, all.row_range(n * tensor_.rank(), n), logits, chunk_labels,
                         weights_.vocabulary.begin);
@@ -96,7 +104,7 @@ void LossHead::forward_backward(ConstMatrix x, std::span<const int32_t> labels, 
 }
 
 void LossHead::logits(ConstMatrix x, int64_t row, Matrix logits) {
-  const Matrix normed = normed_.row_range(0, 1);
+  const Matrix normed = at_.normed.row_range(0, 1);
   rms_norm_forward(stream_, normed, {}, x.row_range(row, 1), weights_.final_norm,
                    config_.rms_norm_eps, config_.norm_gain_offset);
   matmul_nt(stream_, logits, normed, weights_.head);

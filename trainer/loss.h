@@ -12,6 +12,25 @@
 
 namespace lorashard {
 
+// What the loss works in: `tokens` rows at most, of which chunk_rows are logits at once.
+struct LossDims {
+  int64_t tokens, hidden, chunk_rows;
+  int64_t vocabulary;  // of this rank
+  int64_t ranks;       // over which the vocabulary is split
+  DType type;          // of activations
+};
+struct LossBuffers {
+  Matrix picked, normed, d_normed;  // (tokens,H)
+  Matrix rstd;                      // (tokens,1) F32
+  Matrix logits;                    // (chunk,V) F32
+  Matrix stats;                     // (ranks * chunk,3) F32
+  Matrix lse;                       // (chunk,1) F32
+};
+LossBuffers plan_loss(Arena& arena, const LossDims& dims);
+
+// Rows of logits computed at once, the same on every rank of the group.
+int64_t loss_chunk_rows(int64_t vocabulary, int ranks, int64_t tokens);
+
 // For micro-batches of at most max_tokens.
 class LossHead {
  public:
@@ -19,7 +38,7 @@ class LossHead {
            Communicator& tensor, int64_t max_tokens, DType activation_type);
 
   // Takes the memory that the calls below work in. To be called before them.
-  void plan(Arena& arena);
+  void plan(Arena& arena) { at_ = plan_loss(arena, dims_); }
   // Adds the sum over counted rows of -log p(label), formed in double, to *sum(). labels: T entries
   // in host memory, -100 not counted. Unless dx(T,H) is empty it gets the gradient of that sum for
   // x(T,H), the same on every rank.
@@ -30,20 +49,18 @@ class LossHead {
   // logits(1, V of this rank) F32 for row `row` of x: for generation.
   void logits(ConstMatrix x, int64_t row, Matrix logits);
 
-  // Rows of logits computed at once.
-  int64_t chunk_rows() const { return chunk_rows_; }
+  int64_t chunk_rows() const { return dims_.chunk_rows; }
 
  private:
   Stream& stream_;
   const ModelConfig& config_;
   const ModelWeights& weights_;
   Communicator& tensor_;
-  int64_t chunk_rows_, max_tokens_;
-  DType activation_type_;
+  LossDims dims_;
   std::vector<int32_t> rows_, labels_;
   Staged<int32_t> device_rows_, device_labels_;
   Buffer sum_;
-  Matrix picked_, normed_, rstd_, d_normed_, logits_, stats_, lse_;
+  LossBuffers at_;
 };
 
 }  // namespace lorashard

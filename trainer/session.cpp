@@ -44,16 +44,6 @@ DType activation_type(const RunConfig& run) {
   return run.compute().dtype() == RunConfig::Compute::BF16 ? DType::BF16 : DType::F32;
 }
 
-void check_mesh(const Config& config, int world_size) {
-  const int64_t tensor = config.run.parallel().tensor();
-  if (world_size % tensor != 0) {
-    fail_input(config.where("parallel.tensor"),
-               fmt::format("{} does not divide the {} rank(s) of this job; start a multiple of {} "
-                           "ranks (mpirun -n), or set a divisor",
-                           tensor, world_size, tensor));
-  }
-}
-
 void check_tensor_degree(const Config& config, const ModelConfig& model) {
   const int64_t tensor = config.run.parallel().tensor();
   if (tensor > model.heads) {

@@ -19,8 +19,7 @@ namespace lorashard {
 // FP32 or BF16 products and activations.
 DType activation_type(const RunConfig& run);
 
-// That parallel.tensor divides the ranks, and does not exceed the query heads; Error (status 2).
-void check_mesh(const Config& config, int world_size);
+// That parallel.tensor does not exceed the query heads; Error (status 2).
 void check_tensor_degree(const Config& config, const ModelConfig& model);
 
 // Opens a data file as the config says; the tokenizer of the base is loaded unless the format is

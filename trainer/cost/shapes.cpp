@@ -4,6 +4,7 @@
 #include <array>
 
 #include "parallel/shard.h"
+#include "trainer/loss.h"
 
 namespace lorashard {
 namespace {
@@ -20,13 +21,6 @@ GroupShape BlockShape::*group_of(Split split) {
     default:
       return &BlockShape::down;
   }
-}
-
-// As trainer/loss.cpp cuts logits: at most 64 MiB and 1024 rows, by the widest rank's slice.
-int64_t loss_chunk_rows(int64_t vocabulary, int ranks, int64_t tokens) {
-  const int64_t widest = (vocabulary + ranks - 1) / ranks + 16;
-  return std::clamp<int64_t>((int64_t{64} << 20) / (widest * 4), 1,
-                             std::min<int64_t>(1024, std::max<int64_t>(tokens, 1)));
 }
 
 // The weights as plan_activations looks at them: ranks of adapted groups alone.
@@ -121,15 +115,8 @@ ArenaBytes arena_bytes(const RankShape& shape, KeptLayers kept) {
   const Activations plan = plan_activations(arena, d, without_data(shape.blocks));
   ArenaBytes bytes;
   bytes.activations = double(arena.used());
-  // As LossHead::plan.
   arena.back_to(plan.shared_at);
-  arena.take(d.tokens, d.hidden, d.type);
-  arena.take(d.tokens, d.hidden, d.type);
-  arena.take(d.tokens, 1, DType::F32);
-  arena.take(d.tokens, d.hidden, d.type);
-  arena.take(shape.chunk_rows, shape.vocabulary, DType::F32);
-  arena.take(shape.ranks * shape.chunk_rows, 3, DType::F32);
-  arena.take(shape.chunk_rows, 1, DType::F32);
+  plan_loss(arena, {d.tokens, d.hidden, shape.chunk_rows, shape.vocabulary, shape.ranks, d.type});
   bytes.loss = double(arena.used()) - bytes.activations;
   return bytes;
 }
