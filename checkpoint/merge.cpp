@@ -4,9 +4,8 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
 
-#include "kernels/float_types.h"
+#include "kernels/cpu/table.h"
 
 // One version of a loop for each vector width; the loader takes the widest that the processor has.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -20,30 +19,6 @@ namespace lorashard {
 namespace {
 
 constexpr int64_t kChunk = 512;  // columns: the sums stay in the first-level cache
-
-LORASHARD_VECTOR_CLONES
-void widen_bf16(float* y, const uint16_t* x, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) y[i] = bf16_to_float(x[i]);
-}
-
-LORASHARD_VECTOR_CLONES
-void widen_f16(float* y, const uint16_t* x, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) y[i] = f16_to_float(x[i]);
-}
-
-LORASHARD_VECTOR_CLONES
-void narrow_bf16(uint16_t* y, const float* x, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) y[i] = float_to_bf16(x[i]);
-}
-
-LORASHARD_VECTOR_CLONES
-void narrow_f16(uint16_t* y, const float* x, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) y[i] = float_to_f16(x[i]);
-}
 
 // y(N) += c(R) a(R,N), rows of a `lda` apart. Four rows at a time, so that y moves once for four.
 LORASHARD_VECTOR_CLONES
@@ -77,22 +52,11 @@ void largest(const float* sum, const float* stored, int64_t n, uint32_t& error,
   magnitude = m;
 }
 
-void widen(float* y, const void* x, DType dtype, int64_t n) {
-  if (dtype == DType::F32) std::memcpy(y, x, size_t(n) * sizeof(float));
-  if (dtype == DType::BF16) widen_bf16(y, static_cast<const uint16_t*>(x), n);
-  if (dtype == DType::F16) widen_f16(y, static_cast<const uint16_t*>(x), n);
-}
-
-void narrow(void* y, const float* x, DType dtype, int64_t n) {
-  if (dtype == DType::F32) std::memcpy(y, x, size_t(n) * sizeof(float));
-  if (dtype == DType::BF16) narrow_bf16(static_cast<uint16_t*>(y), x, n);
-  if (dtype == DType::F16) narrow_f16(static_cast<uint16_t*>(y), x, n);
-}
-
 }  // namespace
 
 RoundingError merge_rows(Matrix y, ConstMatrix w, const float* a, const float* b, int64_t rank,
                          float scale) {
+  const CpuKernels& cpu = cpu_kernels();
   uint32_t error = 0, magnitude = 0;
   // One processor is left to the thread that writes the block before; a few outrun any disk.
   const int threads = std::clamp(omp_get_max_threads() - 1, 1, 8);
@@ -104,14 +68,14 @@ RoundingError merge_rows(Matrix y, ConstMatrix w, const float* a, const float* b
     for (int64_t j = 0; j < w.cols; j += kChunk) {
       for (int64_t i = 0; i < w.rows; ++i) {
         const int64_t n = std::min(kChunk, w.cols - j);
-        widen(sum, w.at(i, j), w.dtype, n);
+        cpu.convert(sum, DType::F32, w.at(i, j), w.dtype, n);
         for (int64_t k = 0; k < rank; k += 256) {
           const int64_t r = std::min<int64_t>(256, rank - k);
           for (int64_t l = 0; l < r; ++l) c[l] = scale * b[i * rank + k + l];
           add_rows(sum, a + k * w.cols + j, w.cols, c, r, n);
         }
-        narrow(y.at(i, j), sum, y.dtype, n);
-        widen(stored, y.at(i, j), y.dtype, n);
+        cpu.convert(y.at(i, j), y.dtype, sum, DType::F32, n);
+        cpu.convert(stored, DType::F32, y.at(i, j), y.dtype, n);
         largest(sum, stored, n, error, magnitude);
       }
     }
