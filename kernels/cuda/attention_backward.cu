@@ -43,24 +43,14 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_dq(AttentionArgs<
   bf16* q_tile = dyn_shared<bf16>();
   bf16* g_tile = q_tile + Tile::kRows * kTileLd<D>;
   bf16* key_tiles = g_tile + Tile::kRows * kTileLd<D>;  // two of keys and values in turn
-  const auto load_queries = [&](bf16* tile, const Rows<const bf16>& x) {
-    load_tile<D, Tile::kRows>(tile, a.head_dim, a.vectors, x.data, [&](int i) -> const bf16* {
-      return row0 + i < row_end ? query_row(x, p, row0 + i, a.head_dim) : nullptr;
-    });
-  };
-  const auto load_keys = [&](bf16* tile, int key) {
-    const auto address = [&](const Rows<const bf16>& x, int i) -> const bf16* {
-      if (key + i >= p.keys) return nullptr;
-      return x.at(p.k0 + key + i, int64_t(p.kv_head) * a.head_dim);
-    };
-    load_tile<D, N>(tile, a.head_dim, a.vectors, a.k.data, [&](int i) { return address(a.k, i); });
-    load_tile<D, N>(tile + N * kTileLd<D>, a.head_dim, a.vectors, a.v.data,
-                    [&](int i) { return address(a.v, i); });
+  const auto load_next = [&](bf16* tile, int key) {
+    load_keys<D, N>(tile, a, p, a.k, key, p.keys);
+    load_keys<D, N>(tile + N * kTileLd<D>, a, p, a.v, key, p.keys);
     copy_commit();
   };
-  load_queries(q_tile, a.q);
-  load_queries(g_tile, a.d_o);
-  load_keys(key_tiles, range.first);
+  load_rows<D, Tile::kRows>(q_tile, a, p, a.q, row0, row_end);
+  load_rows<D, Tile::kRows>(g_tile, a, p, a.d_o, row0, row_end);
+  load_next(key_tiles, range.first);
 
   const int lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
   const int warp_row = int(threadIdx.x) / 32 * 16 * M, warp_first = row0 + warp_row;
@@ -89,7 +79,7 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_dq(AttentionArgs<
     const bf16* v_tile = k_tile + N * kTileLd<D>;
     copy_wait<0>();
     __syncthreads();  // this tile is there, and no warp uses the last one any more
-    if (key + N < range.end) load_keys(key_tiles + (turn ^ 1) * 2 * N * kTileLd<D>, key + N);
+    if (key + N < range.end) load_next(key_tiles + (turn ^ 1) * 2 * N * kTileLd<D>, key + N);
     if (key > last_position || key + N <= first_position - a.window + 1) continue;
 
     FragmentC s[M][N / 8], ds[M][N / 8];
@@ -143,29 +133,19 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_dkv(AttentionArgs
   bf16* v_tile = k_tile + Tile::kKeys * kTileLd<D>;
   bf16* row_tiles = v_tile + Tile::kKeys * kTileLd<D>;  // two of queries and d_o in turn
   SHARED_ARRAY(RowState, states, 2 * N);
-  const auto load_keys = [&](bf16* tile, const Rows<const bf16>& x) {
-    load_tile<D, Tile::kKeys>(tile, a.head_dim, a.vectors, x.data, [&](int i) -> const bf16* {
-      if (key0 + i >= key_end) return nullptr;
-      return x.at(p.k0 + key0 + i, int64_t(p.kv_head) * a.head_dim);
-    });
-  };
-  const auto load_rows = [&](int turn, int row) {
+  const auto load_next = [&](int turn, int row) {
     bf16* tile = row_tiles + turn * 2 * N * kTileLd<D>;
-    const auto address = [&](const Rows<const bf16>& x, int i) -> const bf16* {
-      return row + i < range.end ? query_row(x, p, row + i, a.head_dim) : nullptr;
-    };
-    load_tile<D, N>(tile, a.head_dim, a.vectors, a.q.data, [&](int i) { return address(a.q, i); });
-    load_tile<D, N>(tile + N * kTileLd<D>, a.head_dim, a.vectors, a.d_o.data,
-                    [&](int i) { return address(a.d_o, i); });
+    load_rows<D, N>(tile, a, p, a.q, row, range.end);
+    load_rows<D, N>(tile + N * kTileLd<D>, a, p, a.d_o, row, range.end);
     copy_commit();
     if (threadIdx.x < N) {
       const int own = row + int(threadIdx.x);
       states[turn * N + int(threadIdx.x)] = row_state(a, p, own < range.end ? own : p.rows);
     }
   };
-  load_keys(k_tile, a.k);
-  load_keys(v_tile, a.v);
-  if (range.first < range.end) load_rows(0, range.first);
+  load_keys<D, Tile::kKeys>(k_tile, a, p, a.k, key0, key_end);
+  load_keys<D, Tile::kKeys>(v_tile, a, p, a.v, key0, key_end);
+  if (range.first < range.end) load_next(0, range.first);
 
   const int lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
   const int warp_key = int(threadIdx.x) / 32 * 16 * M, warp_first = key0 + warp_key;
@@ -188,7 +168,7 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_dkv(AttentionArgs
     const bf16* g_tile = q_tile + N * kTileLd<D>;
     copy_wait<0>();
     __syncthreads();  // this tile is there, and no warp uses the last one any more
-    if (row + N < range.end) load_rows(turn ^ 1, row + N);
+    if (row + N < range.end) load_next(turn ^ 1, row + N);
     const int last = row + N < range.end ? row + N - 1 : range.end - 1;
     const int first_position = p.position_of(row), last_position = p.position_of(last);
     if (warp_first >= warp_end || warp_first > last_position ||

@@ -30,17 +30,12 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_forward(Attention
   bf16* q_tile = dyn_shared<bf16>();
   bf16* k_tile = q_tile + Tile::kRows * kTileLd<D>;
   bf16* v_tile = k_tile + N * kTileLd<D>;
-  const auto load_keys = [&](bf16* tile, const Rows<const bf16>& x, int key) {
-    load_tile<D, N>(tile, a.head_dim, a.vectors, x.data, [&](int i) -> const bf16* {
-      if (key + i >= p.keys) return nullptr;
-      return x.at(p.k0 + key + i, int64_t(p.kv_head) * a.head_dim);
-    });
+  const auto load_next = [&](bf16* tile, const Rows<const bf16>& x, int key) {
+    load_keys<D, N>(tile, a, p, x, key, p.keys);
     copy_commit();
   };
-  load_tile<D, Tile::kRows>(q_tile, a.head_dim, a.vectors, a.q.data, [&](int i) -> const bf16* {
-    return row0 + i < row_end ? query_row(a.q, p, row0 + i, a.head_dim) : nullptr;
-  });
-  load_keys(k_tile, a.k, range.first);
+  load_rows<D, Tile::kRows>(q_tile, a, p, a.q, row0, row_end);
+  load_next(k_tile, a.k, range.first);
 
   const int lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
   const int warp_row = int(threadIdx.x) / 32 * 16 * M;  // within the block
@@ -72,12 +67,12 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_forward(Attention
     const bool seen = key <= last_position && key + N > first_position - a.window + 1;
     copy_wait<0>();
     __syncthreads();  // the keys are there, and no warp uses the values of the last tile any more
-    load_keys(v_tile, a.v, key);
+    load_next(v_tile, a.v, key);
     FragmentC s[M][N / 8];
     if (seen) product_of_rows<D, M, N>(s, own_q, k_tile);
     copy_wait<0>();
     __syncthreads();  // the values are there, and no warp uses the keys any more
-    if (key + N < range.end) load_keys(k_tile, a.k, key + N);
+    if (key + N < range.end) load_next(k_tile, a.k, key + N);
     if (!seen) continue;
 
     const bool whole = key + N - 1 <= first_position && key > last_position - a.window;

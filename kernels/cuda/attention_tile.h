@@ -46,6 +46,25 @@ __device__ __forceinline__ void load_tile(bf16* tile, int head_dim, bool vectors
   }
 }
 
+// Tiles of the problem's rows [row, end) of x, a matrix of queries, and of its keys [key, end) of
+// x, a matrix of keys; zeros after the end.
+template <int D, int N>
+__device__ __forceinline__ void load_rows(bf16* tile, const AttentionArgs<bf16>& a,
+                                          const Problem& p, const Rows<const bf16>& x, int row,
+                                          int end) {
+  load_tile<D, N>(tile, a.head_dim, a.vectors, x.data, [&](int i) -> const bf16* {
+    return row + i < end ? query_row(x, p, row + i, a.head_dim) : nullptr;
+  });
+}
+template <int D, int N>
+__device__ __forceinline__ void load_keys(bf16* tile, const AttentionArgs<bf16>& a,
+                                          const Problem& p, const Rows<const bf16>& x, int key,
+                                          int end) {
+  load_tile<D, N>(tile, a.head_dim, a.vectors, x.data, [&](int i) -> const bf16* {
+    return key + i < end ? x.at(p.k0 + key + i, int64_t(p.kv_head) * a.head_dim) : nullptr;
+  });
+}
+
 // The A fragment of 16 x 16 elements whose first is `at` in a tile.
 template <int D>
 __device__ __forceinline__ FragmentA load_a(const bf16* at) {

@@ -121,12 +121,7 @@ struct Gradient {
     const Floats<V> d = dy.template at<V>(row, col), g = gain.at<V>(0, col);
 #pragma unroll
     for (int i = 0; i < V; ++i) v[i] = r * (g[i] * d[i] - a - c * (v[i] - mean));
-    if (accumulate) {
-      const Floats<V> before = dx.template at<V>(row, col);
-#pragma unroll
-      for (int i = 0; i < V; ++i) v[i] += before[i];
-    }
-    dx.template set<V>(row, col, v);
+    set_or_add<V>(dx, row, col, v, accumulate);
   }
 };
 

@@ -129,6 +129,18 @@ struct Output<Any> : Input<Any> {
   }
 };
 
+// y(row, col...) = or += x.
+template <int V, class Y>
+__device__ __forceinline__ void set_or_add(const Y& y, int64_t row, int64_t col, Floats<V> x,
+                                           bool accumulate) {
+  if (accumulate) {
+    const Floats<V> before = y.template at<V>(row, col);
+#pragma unroll
+    for (int i = 0; i < V; ++i) x[i] += before[i];
+  }
+  y.template set<V>(row, col, x);
+}
+
 // Calls f.template operator()<T>() with the type that all activations have, or Any.
 template <class F>
 void with_common_type(std::initializer_list<DType> types, F f) {

@@ -90,12 +90,7 @@ struct Gradient {
     const Floats<V> d = dy.template at<V>(row, first + c), g = gain.at<V>(0, c);
 #pragma unroll
     for (int i = 0; i < V; ++i) v[i] = r * (g[i] + gain_offset) * d[i] - factor * v[i];
-    if (accumulate) {
-      const Floats<V> before = dx.template at<V>(row, first + c);
-#pragma unroll
-      for (int i = 0; i < V; ++i) v[i] += before[i];
-    }
-    dx.template set<V>(row, first + c, v);
+    set_or_add<V>(dx, row, first + c, v, accumulate);
   }
 };
 
