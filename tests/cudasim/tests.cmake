@@ -4,6 +4,7 @@
 file(GLOB kernels_of_simulator CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/cudasim/tests/*.cu)
 lorashard_kernel_options(${kernels_of_simulator})
 add_executable(test_cudasim cudasim/tests/kernel_test.cpp cudasim/tests/host_test.cpp
+  cudasim/tests/capture_test.cpp
   cudasim/tests/kernels.cu)
 target_include_directories(test_cudasim PRIVATE ${PROJECT_SOURCE_DIR})
 target_link_libraries(test_cudasim PRIVATE cudasim GTest::gmock GTest::gtest_main)
