@@ -26,7 +26,7 @@ void adamw(Stream& stream, float* p, float* m, float* v, const float* g, int64_t
 }
 
 void sum_of_squares(Stream& stream, double* sum, const float* x, int64_t n) {
-  LORASHARD_ON_CUDA(stream, sum_of_squares(stream, sum, x, n));
+  LORASHARD_TAKES_SCRATCH_ON_CUDA(stream, sum_of_squares(stream, sum, x, n));
   const ProfileSpan span("kernel", "sum_of_squares");
   const CpuKernels& cpu = cpu_kernels();
   const int64_t chunks = (n + kChunk - 1) / kChunk;

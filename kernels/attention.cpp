@@ -95,7 +95,8 @@ void run(Stream& stream, const std::vector<AttentionTask>& tasks, bool backward)
 
 void attention_forward(Stream& stream, Matrix o, Matrix lse, ConstMatrix q, ConstMatrix k,
                        ConstMatrix v, const Sequences& sequences, const AttentionShape& shape) {
-  LORASHARD_ON_CUDA(stream, attention_forward(stream, o, lse, q, k, v, sequences, shape));
+  LORASHARD_TAKES_SCRATCH_ON_CUDA(stream,
+                                  attention_forward(stream, o, lse, q, k, v, sequences, shape));
   const ProfileSpan span("kernel", "attention_forward");
   // Rows are independent: a task is one block of rows, the last and longest first.
   std::vector<AttentionTask> tasks;
@@ -124,8 +125,8 @@ void attention_forward(Stream& stream, Matrix o, Matrix lse, ConstMatrix q, Cons
 void attention_backward(Stream& stream, Matrix dq, Matrix dk, Matrix dv, ConstMatrix d_o,
                         ConstMatrix q, ConstMatrix k, ConstMatrix v, ConstMatrix o, ConstMatrix lse,
                         const Sequences& sequences, const AttentionShape& shape) {
-  LORASHARD_ON_CUDA(stream,
-                    attention_backward(stream, dq, dk, dv, d_o, q, k, v, o, lse, sequences, shape));
+  LORASHARD_TAKES_SCRATCH_ON_CUDA(
+      stream, attention_backward(stream, dq, dk, dv, d_o, q, k, v, o, lse, sequences, shape));
   const ProfileSpan span("kernel", "attention_backward");
   const Tensors tensors{.q = q,
                         .k = k,
@@ -169,7 +170,7 @@ void attention_backward(Stream& stream, Matrix dq, Matrix dk, Matrix dv, ConstMa
 std::string attention_choice([[maybe_unused]] Stream& stream, [[maybe_unused]] DType type,
                              [[maybe_unused]] const AttentionShape& shape,
                              [[maybe_unused]] int64_t sequences, [[maybe_unused]] int64_t length) {
-  LORASHARD_ON_CUDA(stream, attention_choice(stream, type, shape, sequences, length));
+  LORASHARD_TAKES_SCRATCH_ON_CUDA(stream, attention_choice(stream, type, shape, sequences, length));
   return "attention: blocked, on the CPU";
 }
 

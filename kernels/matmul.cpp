@@ -237,17 +237,17 @@ void matmul_tn(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b, float alp
 
 void matmul_nt(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta) {
   const ProfileSpan span("kernel", "matmul_nt", flops(y, x.cols));
-  LORASHARD_ON_CUDA(stream, matmul_nt(stream, y, x, w, alpha, beta));
+  LORASHARD_TAKES_SCRATCH_ON_CUDA(stream, matmul_nt(stream, y, x, w, alpha, beta));
   matmul_nt(stream, y, x, w, alpha, beta, ProductPath::AUTO);
 }
 void matmul_nn(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta) {
   const ProfileSpan span("kernel", "matmul_nn", flops(y, x.cols));
-  LORASHARD_ON_CUDA(stream, matmul_nn(stream, y, x, w, alpha, beta));
+  LORASHARD_TAKES_SCRATCH_ON_CUDA(stream, matmul_nn(stream, y, x, w, alpha, beta));
   matmul_nn(stream, y, x, w, alpha, beta, ProductPath::AUTO);
 }
 void matmul_tn(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b, float alpha, float beta) {
   const ProfileSpan span("kernel", "matmul_tn", flops(y, a.rows));
-  LORASHARD_ON_CUDA(stream, matmul_tn(stream, y, a, b, alpha, beta));
+  LORASHARD_TAKES_SCRATCH_ON_CUDA(stream, matmul_tn(stream, y, a, b, alpha, beta));
   matmul_tn(stream, y, a, b, alpha, beta, ProductPath::AUTO);
 }
 

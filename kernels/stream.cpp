@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <iterator>
+#include <numeric>
 #include <string>
 #include <utility>
 
@@ -52,12 +54,12 @@ void unmap(void* p, size_t bytes) {
 
 // Zeroed memory of the stream's device, and its end.
 void* allocate([[maybe_unused]] Stream& stream, size_t bytes) {
-  LORASHARD_ON_CUDA(stream, allocate(stream, bytes));
+  LORASHARD_TAKES_SCRATCH_ON_CUDA(stream, allocate(stream, bytes));
   return map_zeroed(bytes);
 }
 
 void release([[maybe_unused]] Stream& stream, void* p, size_t bytes) {
-  LORASHARD_ON_CUDA(stream, release(stream, p));
+  LORASHARD_TAKES_SCRATCH_ON_CUDA(stream, release(stream, p));
   unmap(p, bytes);
 }
 
@@ -86,6 +88,22 @@ int cuda_devices() {
 #endif
 }
 
+bool cuda_is_simulated() {
+#ifdef LORASHARD_CUDA_SIM
+  return true;
+#else
+  return false;
+#endif
+}
+
+std::string cuda_device_name([[maybe_unused]] int device) {
+#if LORASHARD_CUDA
+  return cuda::device_name(device);
+#else
+  return "";
+#endif
+}
+
 Stream::Stream(int threads) : threads_(threads > 0 ? threads : allowed_cpus()) {}
 
 Stream::Stream(Backend backend, int threads, [[maybe_unused]] int device) : Stream(threads) {
@@ -111,9 +129,13 @@ size_t Stream::available_bytes() const {
   return 0;
 }
 
-void Stream::synchronize() { LORASHARD_ON_CUDA(*this, synchronize(*this)); }
+void Stream::synchronize() { LORASHARD_TAKES_SCRATCH_ON_CUDA(*this, synchronize(*this)); }
 
 void* Stream::scratch(int slot, size_t bytes) {
+  if (reserving_) {
+    wanted_[slot] = std::max(wanted_[slot], bytes);
+    return scratch_[slot];
+  }
   if (bytes > scratch_bytes_[slot]) {
     // Doubling keeps a slowly growing user from mapping anew at every call.
     const size_t size = std::max(bytes, std::min(2 * scratch_bytes_[slot], size_t{64} << 20));
@@ -122,6 +144,31 @@ void* Stream::scratch(int slot, size_t bytes) {
     scratch_bytes_[slot] = size;
   }
   return scratch_[slot];
+}
+
+void Stream::reserve_for(const std::function<void()>& work) {
+  if (backend() == Backend::CPU) return;
+  struct Reserving {
+    bool& flag;
+    ~Reserving() { flag = false; }
+  };
+  {
+    const Reserving guard{reserving_ = true};
+    work();
+  }
+  for (int i = 0; i < kSlots; ++i) {
+    if (wanted_[i] == 0) continue;
+    (void)scratch(i, std::exchange(wanted_[i], 0));
+    reserved_[i] = true;
+  }
+}
+
+size_t Stream::scratch_bytes() const {
+  return std::accumulate(std::begin(scratch_bytes_), std::end(scratch_bytes_), size_t{0});
+}
+
+size_t Stream::reserved_bytes(int slot) const {
+  return reserved_[slot] && !reserving_ ? scratch_bytes_[slot] : SIZE_MAX;
 }
 
 Buffer::Buffer(Stream& stream, size_t bytes)

@@ -7,7 +7,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <string>
 
 namespace lorashard {
 
@@ -18,6 +20,10 @@ struct CudaStream;  // kernels/cuda/device.h
 // Whether the program has the CUDA backend, and how many devices answer (0 without it).
 bool built_with_cuda();
 int cuda_devices();
+// Whether they are simulated: the program was built with the simulator in place of the libraries.
+bool cuda_is_simulated();
+// The maker's name of a device that answers; "" without the backend.
+std::string cuda_device_name(int device);
 
 class Stream {
  public:
@@ -42,6 +48,17 @@ class Stream {
   // scratch() on the same slot. Slots 0 to 5 belong to kernels/, 6 and 7 to its callers. Grows,
   // never shrinks.
   void* scratch(int slot, size_t bytes);
+  // Takes all the scratch that `work` needs, so that the same work allocates nothing later. CUDA:
+  // calls it with kernels, copies and sums over ranks left out, so that pointers may be to nothing;
+  // only the calls' shapes and types matter. CPU: does nothing, for memory there comes page by
+  // page.
+  void reserve_for(const std::function<void()>& work);
+  bool reserving() const { return reserving_; }
+  // Bytes of scratch that the stream holds.
+  size_t scratch_bytes() const;
+  // The most scratch that a slot gives without allocating, once it was reserved; before that no
+  // limit.
+  size_t reserved_bytes(int slot) const;
 
   static constexpr int kSlots = 8;
 
@@ -50,6 +67,8 @@ class Stream {
   CudaStream* cuda_ = nullptr;  // owned
   void* scratch_[kSlots] = {};
   size_t scratch_bytes_[kSlots] = {};
+  size_t wanted_[kSlots] = {};  // by what is reserved for
+  bool reserving_ = false, reserved_[kSlots] = {};
 };
 
 // Memory of the stream's device, 64-byte aligned (huge pages advised when large), zeroed; freed

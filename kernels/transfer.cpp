@@ -47,7 +47,7 @@ StagedBytes& StagedBytes::operator=(StagedBytes&& other) noexcept {
 }
 
 const void* StagedBytes::put(const void* host, [[maybe_unused]] int64_t bytes) {
-  if (stream_) LORASHARD_ON_CUDA(*stream_, stage(*stream_, slots_, host, bytes));
+  if (stream_) LORASHARD_TAKES_SCRATCH_ON_CUDA(*stream_, stage(*stream_, slots_, host, bytes));
   return host;
 }
 

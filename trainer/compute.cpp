@@ -38,7 +38,8 @@ DeviceChoice choose_device(RunConfig::Compute::Backend::Value wanted, const std:
   ranks.world.all_reduce_sum(host, matrix(&lacking, 1, 1, DType::I64), "devices");
   if (lacking == 0) {
     choice.backend = Backend::CUDA;
-    choice.reason = fmt::format("CUDA, a device for each of {} rank(s)", ranks.world.size());
+    choice.reason = fmt::format("CUDA device {} ({}), one for each of {} rank(s)", choice.device,
+                                cuda_device_name(choice.device), ranks.world.size());
     return choice;
   }
   const std::string why = !built_with_cuda() ? "this program was built without the CUDA backend"

@@ -77,8 +77,8 @@ int32_t pick_token(const float* logits, int64_t vocab, double temperature, doubl
 }
 
 int generate(const GenerateOptions& options, const Ranks& ranks) {
-  Compute compute(ranks, choose_device(options.backend, "--backend", ranks),
-                  choose_threads(options.threads, ranks.host_ranks));
+  const DeviceChoice device = choose_device(options.backend, "--backend", ranks);
+  Compute compute(ranks, device, choose_threads(options.threads, ranks.host_ranks));
   Communicator& world = compute.world();
   Stream& stream = compute.stream();
   Console console(world.rank() == 0);
@@ -117,6 +117,8 @@ int generate(const GenerateOptions& options, const Ranks& ranks) {
       }
     });
   }
+  // On stderr: stdout has the text alone.
+  if (console.enabled() && built_with_cuda()) fmt::print(stderr, "backend {}\n", device.reason);
   const Mesh mesh = make_mesh(world, world.size());
   const ModelConfig& config = base->config();
   ModelWeights weights;

@@ -6,6 +6,7 @@
 #include <map>
 
 #include "configs/error.h"
+#include "kernels/adamw.h"
 #include "kernels/random.h"
 #include "kernels/transfer.h"
 
@@ -71,10 +72,10 @@ Factors::Factors(Stream& stream, const ModelConfig& model, const std::vector<Lin
   }
   const auto bytes = [](int64_t floats) { return size_t(floats) * sizeof(float); };
   values_ = Buffer(stream, bytes(size_));
-  gradients_ = Buffer(stream, bytes(size_ + tail));
+  gradients_ = Buffer(stream, bytes(squares_offset() + 2));
   first_moments_ = Buffer(stream, bytes(size_));
   second_moments_ = Buffer(stream, bytes(size_));
-  squares_ = Buffer(stream, sizeof(double));
+  stream.reserve_for([&] { sum_of_squares(stream, squares(), gradients(), size_); });
 }
 
 const LoraModule* Factors::find(const std::string& name) const {

@@ -46,7 +46,9 @@ class Factors {
   float* gradients() const { return gradients_.as<float>(); }
   float* first_moments() const { return first_moments_.as<float>(); }
   float* second_moments() const { return second_moments_.as<float>(); }
-  double* squares() const { return squares_.as<double>(); }  // one number, for the optimizer
+  // One number, for the optimizer, behind the gradients' tail: one copy brings both to the host.
+  double* squares() const { return reinterpret_cast<double*>(gradients() + squares_offset()); }
+  int64_t squares_offset() const { return (size_ + tail_ + 1) / 2 * 2; }
   // The module of this name, or null.
   const LoraModule* find(const std::string& name) const;
 
@@ -79,7 +81,7 @@ class Factors {
   std::vector<LoraModule> modules_;
   int64_t size_ = 0, tail_ = 0;
   Stream* stream_;
-  Buffer values_, gradients_, first_moments_, second_moments_, squares_;
+  Buffer values_, gradients_, first_moments_, second_moments_;
 };
 
 }  // namespace lorashard

@@ -58,8 +58,7 @@ LossHead::LossHead(Stream& stream, const ModelConfig& config, const ModelWeights
   device_labels_ = Staged<int32_t>(stream, max_tokens);
 }
 
-void LossHead::forward_backward(ConstMatrix x, std::span<const int32_t> labels, Matrix dx) {
-  const ProfileSpan span("layer", "loss");
+void LossHead::stage(std::span<const int32_t> labels) {
   rows_.clear();
   labels_.clear();
   for (size_t t = 0; t < labels.size(); ++t) {
@@ -67,12 +66,16 @@ void LossHead::forward_backward(ConstMatrix x, std::span<const int32_t> labels, 
     rows_.push_back(int32_t(t));
     labels_.push_back(labels[t]);
   }
+  staged_rows_ = device_rows_.put(rows_);
+  staged_labels_ = device_labels_.put(labels_);
+}
+
+void LossHead::forward_backward(ConstMatrix x, Matrix dx) {
+  const ProfileSpan span("layer", "loss");
   const auto count = int64_t(rows_.size());
   const Matrix picked = at_.picked.row_range(0, count), normed = at_.normed.row_range(0, count);
   const Matrix rstd = at_.rstd.row_range(0, count), d_normed = at_.d_normed.row_range(0, count);
-  const int32_t* rows = device_rows_.put(rows_);
-  const int32_t* row_labels = device_labels_.put(labels_);
-  gather_rows(stream_, picked, x, rows);
+  gather_rows(stream_, picked, x, staged_rows_);
   rms_norm_forward(stream_, normed, rstd, picked, weights_.final_norm, config_.rms_norm_eps,
                    config_.norm_gain_offset);
   auto* lse = static_cast<float*>(at_.lse.data);
@@ -81,7 +84,7 @@ void LossHead::forward_backward(ConstMatrix x, std::span<const int32_t> labels, 
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const int64_t begin = count * chunk / chunks, n = count * (chunk + 1) / chunks - begin;
     const Matrix logits = at_.logits.row_range(0, n);
-    const int32_t* chunk_labels = row_labels + begin;
+    const int32_t* chunk_labels = staged_labels_ + begin;
     matmul_nt(stream_, logits, normed.row_range(begin, n), weights_.head);
     // Each rank's statistics in its own slot, zero elsewhere: the sum is a gather that also works
     // on device memory.
@@ -99,7 +102,7 @@ void LossHead::forward_backward(ConstMatrix x, std::span<const int32_t> labels, 
     tensor_.all_reduce_sum(stream_, d_normed, "loss.head_backward");
     rms_norm_backward(stream_, d_normed, d_normed, picked, rstd, weights_.final_norm,
                       config_.norm_gain_offset, false);
-    scatter_rows(stream_, dx, d_normed, rows);
+    scatter_rows(stream_, dx, d_normed, staged_rows_);
   }
 }
 

@@ -39,10 +39,11 @@ class LossHead {
 
   // Takes the memory that the calls below work in. To be called before them.
   void plan(Arena& arena) { at_ = plan_loss(arena, dims_); }
-  // Adds the sum over counted rows of -log p(label), formed in double, to *sum(). labels: T entries
-  // in host memory, -100 not counted. Unless dx(T,H) is empty it gets the gradient of that sum for
-  // x(T,H), the same on every rank.
-  void forward_backward(ConstMatrix x, std::span<const int32_t> labels, Matrix dx);
+  // Brings the labels of a micro-batch to the device: T entries in host memory, -100 not counted.
+  void stage(std::span<const int32_t> labels);
+  // Adds the sum over counted rows of -log p(label), formed in double, to *sum(). Unless dx(T,H) is
+  // empty it gets the gradient of that sum for x(T,H), the same on every rank.
+  void forward_backward(ConstMatrix x, Matrix dx);
   // Where the losses add up, on the stream's device.
   double* sum() const { return sum_.as<double>(); }
 
@@ -59,6 +60,7 @@ class LossHead {
   LossDims dims_;
   std::vector<int32_t> rows_, labels_;
   Staged<int32_t> device_rows_, device_labels_;
+  const int32_t *staged_rows_ = nullptr, *staged_labels_ = nullptr;
   Buffer sum_;
   LossBuffers at_;
 };

@@ -40,7 +40,6 @@ Model::Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, F
       tensor_(tensor),
       options_(options),
       loss_(stream, config, weights, tensor, options.max_tokens, options.activation_type) {
-  plan();
   ids_ = Staged<int32_t>(stream, options.max_tokens);
   positions_ = Staged<int32_t>(stream, options.max_tokens);
   for (auto& offsets : offsets_) offsets = Staged<int32_t>(stream, options.max_tokens + 1);
@@ -58,6 +57,7 @@ Model::Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, F
                        prefix + "attention.backward", prefix + "mlp.backward", prefix + "forward",
                        prefix + "backward"});
   }
+  plan();
 }
 
 void Model::plan() {
@@ -94,15 +94,27 @@ void Model::plan() {
   };
   const int64_t layers = d.backward ? d.layers - d.first_layer : 0;
   int64_t keep_all = layers, keep_attention = 0;
+  size_t budget = options_.memory_budget;
+  if (d.backward) {
+    // Scratch comes first, in memory that was free when the budget was made. Its size does not
+    // depend on what is kept, so that the addresses of any layout serve.
+    d.keep_all = d.keep_attention = 0;
+    alignas(64) static char nothing[64];
+    Arena arena(nothing);
+    lay_out(arena);
+    const size_t before = stream_.scratch_bytes();
+    stream_.reserve_for([&] { forward_backward(largest_micro_batch()); });
+    budget -= std::min(budget, stream_.scratch_bytes() - before);
+  }
   if (options_.recompute == Recompute::Mlp) std::swap(keep_all, keep_attention);
   if (options_.recompute == Recompute::Full) keep_all = 0;
   if (options_.recompute == Recompute::Auto && options_.memory_budget > 0) {
     // Gate and up go first: they give the most memory for the least work.
-    while (keep_all > 0 && bytes(keep_all, keep_attention) > options_.memory_budget) {
+    while (keep_all > 0 && bytes(keep_all, keep_attention) > budget) {
       --keep_all;
       ++keep_attention;
     }
-    while (keep_attention > 0 && bytes(0, keep_attention) > options_.memory_budget) {
+    while (keep_attention > 0 && bytes(0, keep_attention) > budget) {
       --keep_attention;
     }
   }
@@ -110,6 +122,22 @@ void Model::plan() {
   memory_ = Buffer(stream_, bytes(keep_all, keep_attention));
   Arena arena(memory_.data());
   lay_out(arena);
+}
+
+// Every sequence and every chunk of logits as long as it can be.
+MicroBatch Model::largest_micro_batch() const {
+  MicroBatch batch;
+  const auto tokens = size_t(options_.max_tokens);
+  batch.ids.assign(tokens, 0);
+  batch.positions.assign(tokens, 0);
+  batch.row_keys.assign(tokens, 0);
+  batch.labels.assign(tokens, -100);
+  std::fill_n(batch.labels.begin(), std::min(options_.max_tokens, loss_.chunk_rows()), 0);
+  for (int64_t t = 0; t < options_.max_tokens; t += options_.max_positions) {
+    batch.offsets.push_back(int32_t(t));
+  }
+  batch.offsets.push_back(int32_t(tokens));
+  return batch;
 }
 
 void Model::use_factors(Factors* factors) {
@@ -156,7 +184,7 @@ LayerPart Model::part(int64_t first_row, int64_t tokens, const Sequences& sequen
 }
 
 // The micro-batch as the layers see it: one part, or two when their sums are to overlap.
-std::vector<LayerPart> Model::stage(const MicroBatch& batch, bool training) {
+std::vector<LayerPart> Model::stage_parts(const MicroBatch& batch, bool training) {
   const int32_t* positions = positions_.put(batch.positions);
   DropoutState dropout;
   if (training && options_.dropout > 0) {
@@ -177,9 +205,9 @@ std::vector<LayerPart> Model::stage(const MicroBatch& batch, bool training) {
   return parts;
 }
 
-void Model::embed(std::span<const int32_t> ids) {
-  const Matrix x = activations_.residual[0].row_range(0, int64_t(ids.size()));
-  embedding_forward(stream_, x, ids_.put(ids), weights_.embedding, weights_.vocabulary.begin,
+void Model::embed(const int32_t* ids, int64_t tokens) {
+  const Matrix x = activations_.residual[0].row_range(0, tokens);
+  embedding_forward(stream_, x, ids, weights_.embedding, weights_.vocabulary.begin,
                     config_.embedding_scale);
   tensor_.all_reduce_sum(stream_, x, "embedding");
 }
@@ -191,24 +219,35 @@ LayerStack Model::stack() const {
 void Model::clear_loss() { fill_zero(stream_, matrix(loss_.sum(), 1, 2, DType::F32)); }
 
 void Model::forward_backward(const MicroBatch& batch) {
+  stage(batch);
+  forward_backward_staged();
+}
+
+void Model::stage(const MicroBatch& batch) {
   assert(options_.training && factors_);
-  const auto tokens = int64_t(batch.ids.size());
-  std::vector<LayerPart> parts = stage(batch, true);
-  embed(batch.ids);
-  forward_layers(stack(), parts, nullptr);
-  loss_.forward_backward(activations_.residual.back().row_range(0, tokens), batch.labels,
-                         activations_.dx.row_range(0, tokens));
-  backward_layers(stack(), parts);
+  staged_tokens_ = int64_t(batch.ids.size());
+  staged_ids_ = ids_.put(batch.ids);
+  parts_ = stage_parts(batch, true);
+  loss_.stage(batch.labels);
+}
+
+void Model::forward_backward_staged() {
+  embed(staged_ids_, staged_tokens_);
+  forward_layers(stack(), parts_, nullptr);
+  loss_.forward_backward(activations_.residual.back().row_range(0, staged_tokens_),
+                         activations_.dx.row_range(0, staged_tokens_));
+  backward_layers(stack(), parts_);
 }
 
 double Model::evaluate(const MicroBatch& batch) {
   if (batch.ids.empty()) return 0;
-  std::vector<LayerPart> parts = stage(batch, false);
-  embed(batch.ids);
+  const auto tokens = int64_t(batch.ids.size());
+  std::vector<LayerPart> parts = stage_parts(batch, false);
+  loss_.stage(batch.labels);
+  embed(ids_.put(batch.ids), tokens);
   forward_layers(stack(), parts, nullptr);
   clear_loss();
-  loss_.forward_backward(activations_.residual.back().row_range(0, int64_t(batch.ids.size())),
-                         batch.labels, {});
+  loss_.forward_backward(activations_.residual.back().row_range(0, tokens), {});
   return host_copy(stream_, loss_sum(), 1)[0];
 }
 
@@ -245,7 +284,7 @@ void Model::decode(DecodeState& state, std::span<const int32_t> tokens, std::spa
     const Sequences sequences{offsets, kv_offsets, offsets_[0].put(offsets),
                               kv_offsets_.put(kv_offsets)};
     LayerPart whole = part(0, n, sequences, positions_.put(positions), {});
-    embed(piece);
+    embed(ids_.put(piece), n);
     forward_layers(stack(), {&whole, 1}, &state.caches);
     state.position += n;
     if (!tokens.empty()) continue;

@@ -42,6 +42,11 @@ class Model {
   // Adds the gradient of the sum of the micro-batch's counted losses to the factors' flat gradient,
   // and that sum to loss_sum(). Enqueued: nothing waits. REQUIRES: training, factors.
   void forward_backward(const MicroBatch& batch);
+  // The same in two parts. The first brings the micro-batch to the device; the second does no more
+  // than enqueue kernels and sums, all with the addresses and shapes of what was staged, so that it
+  // can be captured in a CUDA graph and launched again for micro-batches of the same shape.
+  void stage(const MicroBatch& batch);
+  void forward_backward_staged();
   // Sum of the losses since clear_loss(), one double on the stream's device.
   const double* loss_sum() const { return loss_.sum(); }
   void clear_loss();
@@ -71,8 +76,9 @@ class Model {
   AttentionShape attention_shape() const;
   LayerPart part(int64_t first_row, int64_t tokens, const Sequences& sequences,
                  const int32_t* positions, const DropoutState& dropout) const;
-  std::vector<LayerPart> stage(const MicroBatch& batch, bool training);
-  void embed(std::span<const int32_t> ids);
+  std::vector<LayerPart> stage_parts(const MicroBatch& batch, bool training);
+  void embed(const int32_t* ids, int64_t tokens);
+  MicroBatch largest_micro_batch() const;
   LayerStack stack() const;
 
   Stream& stream_;
@@ -90,6 +96,9 @@ class Model {
   Staged<int32_t> ids_, positions_, offsets_[2], kv_offsets_;
   std::vector<int32_t> part_offsets_[2];
   Staged<uint64_t> row_keys_;
+  std::vector<LayerPart> parts_;  // of the micro-batch that was staged last
+  const int32_t* staged_ids_ = nullptr;
+  int64_t staged_tokens_ = 0;
   Buffer logits_;  // of one token, when generating
 };
 

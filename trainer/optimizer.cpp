@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cassert>
 #include <cmath>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -59,9 +60,11 @@ StepCounts reduce_step(Stream& stream, Factors& factors, Communicator& world,
                        matrix(factors.gradients(), 1, factors.size() + factors.tail(), DType::F32),
                        "lora_gradient");
   sum_of_squares(stream, factors.squares(), factors.gradients(), factors.size());
-  copy_to_host(stream, tail.data(), device_tail, tail_bytes);
+  // The one wait of the step.
+  const auto words = host_copy(stream, device_tail, factors.squares_offset() + 2 - factors.size());
+  std::copy_n(words.begin(), tail.size(), tail.begin());
   StepCounts sum;
-  sum.gradient_squares = host_copy(stream, factors.squares(), 1)[0];
+  std::memcpy(&sum.gradient_squares, &words[words.size() - 2], sizeof sum.gradient_squares);
   sum.loss_sum = double(tail[kLossHigh]) + double(tail[kLossLow]);
   sum.counted = get_count(tail, kCountedHigh, kCountedLow);
   sum.tokens = get_count(tail, kTokensHigh, kTokensLow);

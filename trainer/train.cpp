@@ -277,6 +277,7 @@ void Trainer::make_model() {
     weights_ = load_weights(stream_, *base_, mesh_.tp_rank, mesh_.tp_size, &*factors_);
     model_.emplace(stream_, base_->config(), weights_, &*factors_, *mesh_.tensor,
                    model_options(run_, stream_, ranks_.host_ranks));
+    stream_.synchronize();  // an error of what was copied to the device belongs here
   });
   batches_.emplace(train_data_, run_.train().seed(), run_.data().shuffle(),
                    run_.train().global_batch_size(), run_.train().micro_batch_size(), mesh_.dp_rank,

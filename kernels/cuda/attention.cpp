@@ -72,6 +72,7 @@ void run_own(Stream& stream, const Pass& x, const Sequences& sequences,
   if (backward)
     delta = static_cast<float*>(
         stream.scratch(kScratchSlot, size_t(grid.queries * shape.heads) * sizeof(float)));
+  if (stream.reserving()) return;
   const AttentionArgs<T> args = args_of<T>(x, delta, sequences, shape);
   if (backward)
     own_backward(stream_of(stream), args, grid);
@@ -156,7 +157,11 @@ bool run_cudnn(Stream& stream, const Pass& x, const Sequences& sequences,
   if (!pass.problem.empty()) return false;
   const CudnnPlan& plan = cudnn_plan(stream, pass.shape);
   if (!plan.graph) return false;
-  void* scratch = stream.scratch(kScratchSlot, cudnn_scratch_bytes(plan, pass.shape));
+  // A plan of another length may want more than what was reserved: no memory is taken in a step.
+  const size_t bytes = cudnn_scratch_bytes(plan, pass.shape);
+  if (bytes > stream.reserved_bytes(kScratchSlot)) return false;
+  void* scratch = stream.scratch(kScratchSlot, bytes);
+  if (stream.reserving()) return true;
   const ConstMatrix lse = x.d_o ? x.lse : ConstMatrix(x.write_lse);
   cudnn_run(stream, plan, pass.shape, pass.tensors,
             static_cast<float*>(const_cast<void*>(lse.data)), lse.ld, scratch);

@@ -17,6 +17,7 @@ namespace lorashard::cuda {
 
 // Devices that answer; 0 without a driver.
 int device_count();
+std::string device_name(int device);
 
 // stream.cpp, transfer.cpp
 CudaStream* create_stream(int device);

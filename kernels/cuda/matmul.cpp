@@ -163,16 +163,20 @@ Operand converted(Stream& stream, const Operand& x, DType type, int slot) {
   if (x.m.dtype == type) return x;
   const Matrix copy = matrix(stream.scratch(slot, size_t(x.m.rows * x.m.cols * size_of(type))),
                              x.m.rows, x.m.cols, type);
-  convert(stream, copy, x.m);
+  if (!stream.reserving()) convert(stream, copy, x.m);
   return {copy, x.transposed};
 }
 
 void product(Stream& stream, Matrix y, Operand a, Operand b, float alpha, float beta, DType type) {
   assert(a.rows() == y.rows && b.cols() == y.cols && a.cols() == b.rows());
   if (y.rows == 0 || y.cols == 0) return;
-  if (a.cols() == 0 || alpha == 0) return beta == 0 ? fill_zero(stream, y) : scale(stream, y, beta);
+  if (a.cols() == 0 || alpha == 0) {
+    if (stream.reserving()) return;
+    return beta == 0 ? fill_zero(stream, y) : scale(stream, y, beta);
+  }
   a = converted(stream, a, type, kSlotA);
   b = converted(stream, b, type, kSlotB);
+  if (stream.reserving()) return;
   MatmulPlans& plans = *stream.cuda()->matmul;
   const Plan& plan = plans.plan(y, a, b);
   CHECK_BLAS(cublasLtMatmul(plans.handle, const_cast<cublasLtMatmulDescOpaque_t*>(&plan.product),

@@ -52,8 +52,7 @@ class PinnedRing {
   static constexpr int kSlots = 4;
   static constexpr size_t kSlotBytes = size_t{4} << 20;
 
-  explicit PinnedRing(CudaStream& stream, size_t slot_bytes = kSlotBytes)
-      : stream_(stream), slot_bytes_(slot_bytes) {}
+  explicit PinnedRing(CudaStream& stream, size_t slot_bytes = kSlotBytes);
 
   size_t slot_bytes() const { return slot_bytes_; }
   // The next slot, free to be filled: waits for the copy that reads it still.

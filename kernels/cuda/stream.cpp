@@ -28,6 +28,12 @@ int device_count() {
   return 0;
 }
 
+std::string device_name(int device) {
+  cudaDeviceProp properties;
+  LORASHARD_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+  return properties.name;
+}
+
 CudaStream* create_stream(int device) {
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);

@@ -11,6 +11,19 @@ if(NOT LORASHARD_CUDA MATCHES "^(ON|OFF|AUTO|SIM)$")
   message(FATAL_ERROR "LORASHARD_CUDA is ${LORASHARD_CUDA}; it takes ON, OFF, AUTO or SIM")
 endif()
 
+# How *.cu sources are compiled; to be called in the folder whose targets take them.
+function(lorashard_kernel_options)
+  if(LORASHARD_CUDA_BUILD STREQUAL "SIM")
+    # Kernels read memory through vectors of other types, and never rely on a contracted a * b + c.
+    set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX
+      COMPILE_OPTIONS "-fno-strict-aliasing;-Wno-unknown-pragmas;-ffp-contract=off")
+  else()
+    # A kernel that spills registers to memory is an error.
+    set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS
+      "--Werror=all-warnings;-Xptxas=--warn-on-spills,--warning-as-error;-Xcompiler=-Wall,-Wextra")
+  endif()
+endfunction()
+
 # Adds to TARGET the CUDA sources of FOLDER: *.cpp and *.cu.
 function(lorashard_cuda_sources target folder)
   if(NOT LORASHARD_CUDA_BUILD)
@@ -20,15 +33,7 @@ function(lorashard_cuda_sources target folder)
   file(GLOB device CONFIGURE_DEPENDS ${folder}/*.cu)
   target_sources(${target} PRIVATE ${host} ${device})
   target_link_libraries(${target} PUBLIC cuda_libraries)
-  if(LORASHARD_CUDA_BUILD STREQUAL "SIM")
-    # Kernels read memory through vectors of other types, and never rely on a contracted a * b + c.
-    set_source_files_properties(${device} PROPERTIES LANGUAGE CXX
-      COMPILE_OPTIONS "-fno-strict-aliasing;-Wno-unknown-pragmas;-ffp-contract=off")
-  else()
-    # A kernel that spills registers to memory is an error.
-    set_source_files_properties(${device} PROPERTIES COMPILE_OPTIONS
-      "--Werror=all-warnings;-Xptxas=--warn-on-spills,--warning-as-error;-Xcompiler=-Wall,-Wextra")
-  endif()
+  lorashard_kernel_options(${device})
 endfunction()
 
 set(LORASHARD_CUDA_BUILD OFF)

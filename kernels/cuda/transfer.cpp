@@ -35,9 +35,13 @@ void Event::order(cudaStream_t stream) {
   LORASHARD_CUDA_CHECK(cudaStreamWaitEvent(stream, event_, 0));
 }
 
+PinnedRing::PinnedRing(CudaStream& stream, size_t slot_bytes)
+    : stream_(stream), slot_bytes_(slot_bytes) {
+  for (Slot& slot : slots_) slot.memory = PinnedMemory(slot_bytes);
+}
+
 char* PinnedRing::acquire() {
   Slot& slot = slots_[size_t(next_)];
-  if (!slot.memory.data()) slot.memory = PinnedMemory(slot_bytes_);
   slot.read.wait(stream_);
   return slot.memory.data();
 }
@@ -61,10 +65,18 @@ void copy_to_device(Stream& stream, void* device, const void* host, int64_t byte
 }
 
 void copy_to_host(Stream& stream, void* host, const void* device, int64_t bytes) {
-  if (bytes > 0)
-    LORASHARD_CUDA_CHECK(
-        cudaMemcpyAsync(host, device, size_t(bytes), cudaMemcpyDeviceToHost, stream_of(stream)));
-  synchronize(stream);
+  if (bytes == 0) return synchronize(stream);
+  // Through page-locked memory: a copy to other memory makes the driver wait a second time.
+  PinnedRing& ring = *stream.cuda()->ring;
+  for (int64_t done = 0; done < bytes;) {
+    const size_t n = std::min(ring.slot_bytes(), size_t(bytes - done));
+    char* slot = ring.acquire();
+    LORASHARD_CUDA_CHECK(cudaMemcpyAsync(slot, static_cast<const char*>(device) + done, n,
+                                         cudaMemcpyDeviceToHost, stream_of(stream)));
+    synchronize(stream);
+    std::memcpy(static_cast<char*>(host) + done, slot, n);
+    done += int64_t(n);
+  }
 }
 
 void copy_matrix_to_device(Stream& stream, Matrix device, ConstMatrix host) {
@@ -118,7 +130,7 @@ void destroy_staging(Stream& stream, void* staging) {
 const void* stage(Stream& stream, void* staging, const void* host, int64_t bytes) {
   auto& s = *static_cast<Staging*>(staging);
   assert(bytes >= 0 && size_t(bytes) <= s.device.bytes());
-  if (bytes > 0) {
+  if (bytes > 0 && !stream.reserving()) {
     char* slot = s.ring.acquire();
     std::memcpy(slot, host, size_t(bytes));
     LORASHARD_CUDA_CHECK(cudaMemcpyAsync(s.device.data(), slot, size_t(bytes),

@@ -1,11 +1,10 @@
-// The CUDA attention kernels, on the simulator, against the CPU's.
+// The CUDA attention kernels against the CPU's.
 #include "kernels/attention.h"
-
-#include <cudasim/settings.h>
 
 #include "kernels/cuda/attention_kernels.h"
 #include "kernels/cuda/device.h"
 #include "kernels/transfer.h"
+#include "tests/cuda/device.h"
 #include "tests/kernels/reference.h"
 
 namespace lorashard {
@@ -29,8 +28,8 @@ std::vector<int32_t> offsets(const std::vector<int32_t>& lengths) {
 }
 
 // A host matrix's twin in device memory, gaps included.
-struct DeviceMatrix {
-  DeviceMatrix(Stream& stream, HostMatrix& host)
+struct OnDevice {
+  OnDevice(Stream& stream, HostMatrix& host)
       : stream(stream), host(host), buffer(stream, host.bytes.size()) {
     copy_to_device(stream, buffer.data(), host.bytes.data(), int64_t(host.bytes.size()));
   }
@@ -101,11 +100,11 @@ struct Problem {
     const Buffer q_device = on_device(q_offsets), kv_device = on_device(kv_offsets);
     const Sequences sequences{q_offsets, kv_offsets, q_device.as<int32_t>(),
                               kv_device.as<int32_t>()};
-    DeviceMatrix q_(stream, q), k_(stream, k), v_(stream, v), g_(stream, g), o_(stream, o),
+    OnDevice q_(stream, q), k_(stream, k), v_(stream, v), g_(stream, g), o_(stream, o),
         lse_(stream, lse), dq_(stream, dq), dk_(stream, dk), dv_(stream, dv);
     attention_forward(stream, o_, lse_, q_, k_, v_, sequences, shape);
     attention_backward(stream, dq_, dk_, dv_, g_, q_, k_, v_, o_, lse_, sequences, shape);
-    for (DeviceMatrix* m : {&o_, &lse_, &dq_, &dk_, &dv_}) m->fetch();
+    for (OnDevice* m : {&o_, &lse_, &dq_, &dk_, &dv_}) m->fetch();
   }
 
   std::vector<const HostMatrix*> outputs() const { return {&o, &lse, &dq, &dk, &dv}; }
@@ -127,7 +126,10 @@ double distance(const HostMatrix& y, const HostMatrix& want) {
 
 const char* const kNames[] = {"o", "lse", "dq", "dk", "dv"};
 
-class CudaAttention : public testing::TestWithParam<std::tuple<Case, DType>> {};
+class CudaAttention : public testing::TestWithParam<std::tuple<Case, DType>> {
+ protected:
+  void SetUp() override { NEEDS_CUDA_DEVICES(1); }
+};
 
 // BF16: the weights and ds are rounded to bf16 before they are multiplied (2^-9 of each term, of
 // either sign), results are rounded once (2^-9 of the result), and delta comes from an o so
@@ -163,12 +165,16 @@ const Case kCases[] = {
     {4, 2, 64, 2, 0, 0, {1, 1}, {200, 1}},      // decoding with a cache
     {4, 2, 64, 2, 0, 30, {7, 66}, {150, 129}},  // continued prefill with a window
     {2, 1, 16, 2, 0, 0, {0, 4}, {3, 4}},        // a sequence without queries
+    // Equally long, of lengths that cuDNN serves where it is built in.
+    {4, 2, 64, 2, 0, 0, {128, 128}, {128, 128}},
+    {2, 1, 128, 2, 0, 48, {128}, {128}},
 };
 
 INSTANTIATE_TEST_SUITE_P(Shapes, CudaAttention,
                          testing::Combine(testing::ValuesIn(kCases),
                                           testing::Values(DType::F32, DType::BF16)));
 
+#if LORASHARD_CUDA_SIM
 // Puts the simulator's settings back.
 struct KeepSettings {
   cudasim::Settings before = cudasim::settings();
@@ -191,16 +197,17 @@ TEST(CudaAttentionOrder, ThreadsAndBlocksInAnyOrderGiveTheSameBits) {
     }
   }
 }
+#endif
 
 TEST(CudaAttentionForward, NeedsNoLse) {
+  NEEDS_CUDA_DEVICES(1);
   const Case c{2, 1, 16, 2, 0, 0, {9}, {9}};
   Problem with(c, DType::BF16, 0), without(c, DType::BF16, 0);
   with.compute_on_cuda();
   Stream stream(Backend::CUDA, 1);
   Buffer offsets_(stream, 2 * sizeof(int32_t));
   copy_to_device(stream, offsets_.data(), without.q_offsets.data(), 2 * sizeof(int32_t));
-  DeviceMatrix q(stream, without.q), k(stream, without.k), v(stream, without.v),
-      o(stream, without.o);
+  OnDevice q(stream, without.q), k(stream, without.k), v(stream, without.v), o(stream, without.o);
   attention_forward(
       stream, o, {}, q, k, v,
       {without.q_offsets, without.kv_offsets, offsets_.as<int32_t>(), offsets_.as<int32_t>()},
@@ -211,6 +218,7 @@ TEST(CudaAttentionForward, NeedsNoLse) {
 
 // Scores of thousands: neither overflow nor a lost maximum.
 TEST(CudaAttentionForward, IsStableForLargeScores) {
+  NEEDS_CUDA_DEVICES(1);
   const Case c{1, 1, 64, 1, 0, 0, {100}, {100}};
   for (DType type : {DType::BF16, DType::F32}) {
     Problem cuda(c, type, 0);
@@ -224,11 +232,12 @@ TEST(CudaAttentionForward, IsStableForLargeScores) {
 }
 
 TEST(CudaAttention, OrdersLseForCudnnAndBack) {
+  NEEDS_CUDA_DEVICES(1);
   Stream stream(Backend::CUDA, 1);
   const cuda::LseOrder order{2, 3, 5};
   HostMatrix lse(10, 3, DType::F32, 1), back(lse);
   lse.randomize(1);
-  DeviceMatrix lse_(stream, lse), back_(stream, back);
+  OnDevice lse_(stream, lse), back_(stream, back);
   Buffer by_head(stream, 30 * sizeof(float));
   const cudaStream_t s = cuda::stream_of(stream);
   cuda::lse_to_heads(s, by_head.as<float>(), {lse_.buffer.as<float>(), lse.ld}, order);
@@ -242,10 +251,15 @@ TEST(CudaAttention, OrdersLseForCudnnAndBack) {
 }
 
 TEST(CudaAttention, SaysWhichKernelRuns) {
+  NEEDS_CUDA_DEVICES(1);
   Stream stream(Backend::CUDA, 1);
   const AttentionShape shape{.heads = 4, .kv_heads = 2, .head_dim = 64, .group = 2};
   const std::string line = attention_choice(stream, DType::BF16, shape, 2, 128);
+#if LORASHARD_CUDA_SIM
   EXPECT_EQ(line.find("attention: own kernel (tensor cores)"), 0u) << line;
+#else
+  EXPECT_EQ(line.find("attention: "), 0u) << line;  // cuDNN's or ours, by what is installed
+#endif
 }
 
 }  // namespace

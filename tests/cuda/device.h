@@ -14,6 +14,13 @@
 #include <cudasim/settings.h>
 #endif
 
+// For tests that need `n` devices. Real machines may have none: then a test is skipped, which is no
+// pass (ctest's label gpu).
+#define NEEDS_CUDA_DEVICES(n)                                                          \
+  if (lorashard::cuda::device_count() < n)                                             \
+  GTEST_SKIP() << (n) << " CUDA device(s) needed, " << lorashard::cuda::device_count() \
+               << " answer here"
+
 namespace lorashard {
 
 // Thread order, and whether blocks run in reverse order.
@@ -23,7 +30,7 @@ using Order = std::tuple<ThreadOrder, bool>;
 class DeviceTest : public testing::TestWithParam<Order> {
  protected:
   void SetUp() override {
-    if (cuda::device_count() == 0) GTEST_SKIP() << "no CUDA device answers";
+    NEEDS_CUDA_DEVICES(1);
 #if __has_include(<cudasim/settings.h>)
     const auto [threads, reverse_blocks] = GetParam();
     before_ = cudasim::settings();

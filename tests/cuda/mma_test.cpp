@@ -1,6 +1,7 @@
 // The fragment arithmetic of kernels/cuda/mma.h against plain products.
 #include "kernels/cuda/device.h"
 #include "kernels/transfer.h"
+#include "tests/cuda/device.h"
 #include "tests/cuda/mma_kernels.h"
 #include "tests/kernels/reference.h"
 
@@ -16,6 +17,7 @@ Buffer on_device(Stream& stream, const HostMatrix& host) {
 }
 
 TEST(Mma, IsTheProductOfItsFragments) {
+  NEEDS_CUDA_DEVICES(1);
   Stream stream(Backend::CUDA, 1);
   for (bool transposed : {false, true}) {
     HostMatrix a(16, 16, DType::BF16), b(transposed ? 8 : 16, transposed ? 16 : 8, DType::BF16);
@@ -39,6 +41,7 @@ TEST(Mma, IsTheProductOfItsFragments) {
 }
 
 TEST(AsyncCopy, BringsItsBytesWhenWaitedFor) {
+  NEEDS_CUDA_DEVICES(1);
   Stream stream(Backend::CUDA, 1);
   HostMatrix from(64, 8, DType::BF16), to(64, 8, DType::BF16);
   from.randomize(1);
@@ -54,9 +57,11 @@ TEST(AsyncCopy, BringsItsBytesWhenWaitedFor) {
       const bool real = row < 32 || row % 2 == 0;
       EXPECT_EQ(to(i, j), real ? from(row, j) : 0) << i;
     }
+#if LORASHARD_CUDA_SIM
   // Whoever does not wait finds NaN in simulation, where copies come as late as they may.
   run(false);
   for (int64_t i = 0; i < 64; ++i) EXPECT_EQ(std::isnan(to(i, 0)), i >= 32) << i;
+#endif
 }
 
 }  // namespace

@@ -1,14 +1,18 @@
-// Sums by NCCL, on the simulator, with ranks as threads of one process, each with its own device.
+// Sums by NCCL with ranks as threads of one process, each with its own device; on the simulator
+// also what goes wrong.
 #include "parallel/nccl.h"
 
+#include <gmock/gmock.h>
+#if LORASHARD_CUDA_SIM
 #include <cudasim/nccl_faults.h>
 #include <cudasim/violation.h>
-#include <gmock/gmock.h>
+#endif
 
 #include "configs/error.h"
 #include "kernels/float_types.h"
 #include "kernels/transfer.h"
 #include "parallel/threads.h"
+#include "tests/cuda/device.h"
 
 namespace lorashard {
 namespace {
@@ -23,7 +27,9 @@ void run_ranks(int ranks, const std::function<void(Communicator&, Stream&)>& bod
     const auto nccl = make_nccl_communicator(host, stream);
     body(*nccl, stream);
   });
+#if LORASHARD_CUDA_SIM
   EXPECT_EQ(cudasim::live_communicators(), 0);
+#endif
 }
 
 template <class T>
@@ -44,6 +50,7 @@ struct OnDevice {
 constexpr size_t kN = 40000;
 
 TEST(Nccl, SumsEveryType) {
+  NEEDS_CUDA_DEVICES(3);
   run_ranks(3, [](Communicator& world, Stream& stream) {
     std::vector<float> f(kN);
     std::vector<uint16_t> b(kN);
@@ -75,6 +82,7 @@ TEST(Nccl, SumsEveryType) {
 
 // What is enqueued between the halves runs beside the sum; what comes after wait() sees it.
 TEST(Nccl, SumsInHalves) {
+  NEEDS_CUDA_DEVICES(2);
   run_ranks(2, [](Communicator& world, Stream& stream) {
     OnDevice<float> x(stream, std::vector<float>(kN, 1), DType::F32);
     OnDevice<float> y(stream, std::vector<float>(kN, 2), DType::F32);
@@ -99,6 +107,7 @@ TEST(Nccl, SumsInHalves) {
 }
 
 TEST(Nccl, PartsOfAWorldSumApart) {
+  NEEDS_CUDA_DEVICES(4);
   run_ranks(4, [](Communicator& world, Stream& stream) {
     const auto pair = world.split(world.rank() / 2);
     const auto alone = world.split(world.rank());
@@ -113,6 +122,7 @@ TEST(Nccl, PartsOfAWorldSumApart) {
 }
 
 TEST(Nccl, TheHostsWorkGoesThroughTheHost) {
+  NEEDS_CUDA_DEVICES(2);
   run_ranks(2, [](Communicator& world, Stream&) {
     const int mine = 10 + world.rank();
     int all[2] = {};
@@ -131,6 +141,7 @@ TEST(Nccl, TheHostsWorkGoesThroughTheHost) {
 
 // One rank waits for its device while the other waits for it on the host: a device works by itself.
 TEST(Nccl, AHostMayWaitElsewhereMeanwhile) {
+  NEEDS_CUDA_DEVICES(2);
   run_ranks(2, [](Communicator& world, Stream& stream) {
     OnDevice<float> x(stream, {1}, DType::F32);
     world.all_reduce_sum(stream, x.matrix, "x");
@@ -152,19 +163,8 @@ std::string error_of_ranks(int ranks, const std::function<void(Communicator&, St
   return "no error";
 }
 
-TEST(Nccl, AnAsynchronousErrorNamesRankCallAndTensor) {
-  const std::string error = error_of_ranks(2, [](Communicator& world, Stream& stream) {
-    OnDevice<float> x(stream, {1}, DType::F32);
-    world.all_reduce_sum(stream, x.matrix, "layer.0.o_proj");
-    if (world.rank() == 1) cudasim::fail_next_all_reduce(ncclSystemError);
-    world.all_reduce_sum(stream, x.matrix, "layer.3.o_proj");
-    stream.synchronize();
-  });
-  EXPECT_THAT(error, AllOf(HasSubstr("NCCL rank "),
-                           HasSubstr(" of 2: ncclAllReduce of layer.3.o_proj failed: ")));
-}
-
 TEST(Nccl, ARankThatNeverComesIsMissedInTime) {
+  NEEDS_CUDA_DEVICES(2);
   set_nccl_patience(std::chrono::milliseconds(300), std::chrono::seconds(20));
   const std::string error = error_of_ranks(2, [](Communicator& world, Stream& stream) {
     OnDevice<float> x(stream, {1}, DType::F32);
@@ -184,6 +184,7 @@ TEST(Nccl, ARankThatNeverComesIsMissedInTime) {
 // An error of another kind leaves nothing that hangs: memory is freed while a sum that peers never
 // join is enqueued.
 TEST(Nccl, AnErrorElsewhereDoesNotHang) {
+  NEEDS_CUDA_DEVICES(2);
   const std::string error = error_of_ranks(2, [](Communicator& world, Stream& stream) {
     OnDevice<float> x(stream, {1}, DType::F32);
     if (world.rank() == 1) {
@@ -193,6 +194,19 @@ TEST(Nccl, AnErrorElsewhereDoesNotHang) {
     world.barrier("never");
   });
   EXPECT_THAT(error, HasSubstr("a broken line"));
+}
+
+#if LORASHARD_CUDA_SIM
+TEST(Nccl, AnAsynchronousErrorNamesRankCallAndTensor) {
+  const std::string error = error_of_ranks(2, [](Communicator& world, Stream& stream) {
+    OnDevice<float> x(stream, {1}, DType::F32);
+    world.all_reduce_sum(stream, x.matrix, "layer.0.o_proj");
+    if (world.rank() == 1) cudasim::fail_next_all_reduce(ncclSystemError);
+    world.all_reduce_sum(stream, x.matrix, "layer.3.o_proj");
+    stream.synchronize();
+  });
+  EXPECT_THAT(error, AllOf(HasSubstr("NCCL rank "),
+                           HasSubstr(" of 2: ncclAllReduce of layer.3.o_proj failed: ")));
 }
 
 TEST(Nccl, AFailureToJoinIsAgreed) {
@@ -223,6 +237,7 @@ TEST(Nccl, RanksThatDisagreeAreNoticed) {
   EXPECT_THAT(error, HasSubstr("elements of type"));
   EXPECT_THAT(cudasim::take_violations(), HasSubstr("ncclAllReduce: rank"));
 }
+#endif
 
 }  // namespace
 }  // namespace lorashard

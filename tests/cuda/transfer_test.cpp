@@ -1,8 +1,6 @@
-// Streams, device memory and the ways between host and device, on the simulator.
+// Streams, device memory and the ways between host and device.
 #include "kernels/transfer.h"
 
-#include <cudasim/settings.h>
-#include <cudasim/violation.h>
 #include <gmock/gmock.h>
 
 #include <numeric>
@@ -12,6 +10,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/pinned_ring.h"
+#include "tests/cuda/device.h"
 #include "tests/kernels/reference.h"
 
 namespace lorashard {
@@ -36,6 +35,7 @@ std::string error_of(const std::function<void()>& body) {
 }
 
 TEST(CudaStream, BuffersAreZeroAndScratchGrows) {
+  NEEDS_CUDA_DEVICES(1);
   Stream stream(Backend::CUDA, 1);
   EXPECT_EQ(stream.backend(), Backend::CUDA);
   Buffer buffer(stream, 1000 * sizeof(int32_t));
@@ -53,6 +53,7 @@ TEST(CudaStream, BuffersAreZeroAndScratchGrows) {
 
 // More than all slots of the ring, with the host's memory gone at once.
 TEST(CudaTransfer, HostMemoryMayGoWhenACopyReturns) {
+  NEEDS_CUDA_DEVICES(1);
   Stream stream(Backend::CUDA, 1);
   const size_t n = 5 * cuda::PinnedRing::kSlotBytes / sizeof(int32_t) + 17;
   Buffer device(stream, n * sizeof(int32_t));
@@ -67,6 +68,7 @@ TEST(CudaTransfer, HostMemoryMayGoWhenACopyReturns) {
 }
 
 TEST(CudaTransfer, MatricesOfAnyStride) {
+  NEEDS_CUDA_DEVICES(1);
   Stream stream(Backend::CUDA, 1);
   for (const int64_t host_pad : {0, 5})
     for (const int64_t device_pad : {0, 3})
@@ -91,6 +93,7 @@ TEST(CudaTransfer, MatricesOfAnyStride) {
 // Each put is read by work enqueued behind it, and none of it runs before the end: the page-locked
 // slots must not be filled anew too early.
 TEST(CudaTransfer, StagedValuesReachTheWorkEnqueuedBehindThem) {
+  NEEDS_CUDA_DEVICES(1);
   Stream stream(Backend::CUDA, 1);
   constexpr int kPuts = 3 * StagedBytes::kInFlight + 1, kN = 50;
   Staged<int32_t> staged(stream, kN);
@@ -109,21 +112,27 @@ TEST(CudaTransfer, StagedValuesReachTheWorkEnqueuedBehindThem) {
 }
 
 TEST(CudaErrors, NameTheDeviceAndTheCall) {
-  const int devices = cudasim::settings().devices;
+  NEEDS_CUDA_DEVICES(1);
+  const int devices = cuda::device_count();
   EXPECT_THAT(error_of([&] { Stream(Backend::CUDA, 1, devices); }),
               HasSubstr("CUDA device " + std::to_string(devices) + " was asked for"));
+  const int last = devices - 1;
+  Stream stream(Backend::CUDA, 1, last);
+  const std::string where = "CUDA device " + std::to_string(last) + ": ";
+  EXPECT_THAT(error_of([&] { Buffer(stream, size_t{1} << 50); }),
+              testing::AllOf(HasSubstr(where + "cannot allocate 1125899906842624 bytes"),
+                             HasSubstr("smaller micro_batch_size")));
+  const Buffer buffer(stream, 16);
+  EXPECT_THAT(error_of([&] { copy_to_device(stream, nullptr, "1234", 4); }),
+              HasSubstr(where + "cudaMemcpyAsync failed: invalid argument"));
+#if LORASHARD_CUDA_SIM
+  EXPECT_THAT(error_of([&] { copy_to_device(stream, buffer.data(), "12345678901234567", 17); }),
+              HasSubstr(where + "cudaMemcpyAsync failed: invalid argument"));
   cudasim::settings().devices = 0;
   EXPECT_EQ(cuda::device_count(), 0);
   EXPECT_THAT(error_of([] { Stream(Backend::CUDA, 1); }), HasSubstr("compute.backend: no CUDA"));
   cudasim::settings().devices = devices;
-
-  Stream stream(Backend::CUDA, 1, 2);
-  EXPECT_THAT(error_of([&] { Buffer(stream, size_t{1} << 50); }),
-              testing::AllOf(HasSubstr("CUDA device 2: cannot allocate 1125899906842624 bytes"),
-                             HasSubstr("smaller micro_batch_size")));
-  Buffer buffer(stream, 16);
-  EXPECT_THAT(error_of([&] { copy_to_device(stream, buffer.data(), "12345678901234567", 17); }),
-              HasSubstr("CUDA device 2: cudaMemcpyAsync failed: invalid argument"));
+#endif
 }
 
 }  // namespace

@@ -160,8 +160,7 @@ struct ncclComm {
     current_device() = device;
     while (!ends) {
       std::this_thread::sleep_for(std::chrono::microseconds(500));
-      if (state->waiting > 0 && (peers_are_ahead(*state) || state->aborted))
-        cudaStreamQuery(state->stream);
+      if (state->waiting > 0 && (peers_are_ahead(*state) || state->aborted)) poll(state->stream);
     }
   }
   ~ncclComm() {
@@ -246,12 +245,14 @@ ncclResult_t ncclAllReduce(const void* send, void* receive, size_t count, ncclDa
   State& s = *comm->state;
   if (s.error != ncclSuccess) return s.error;
   if (!s.segment.all_joined()) return ncclInvalidUsage;  // before init has ended
-  ++s.waiting;
-  s.stream = stream;
-  const auto sum = std::make_shared<AllReduce>(
-      AllReduce{comm->state, static_cast<const char*>(send), static_cast<char*>(receive), count,
-                type, std::exchange(next_fault, ncclSuccess)});
-  const cudaError_t status = enqueue(stream, [sum] { return sum->go_on(); });
+  const AllReduce begun{
+      comm->state, static_cast<const char*>(send),        static_cast<char*>(receive), count,
+      type,        std::exchange(next_fault, ncclSuccess)};
+  const cudaError_t status = enqueue_made(stream, [begun](cudaStream_t runs_on) -> Work {
+    ++begun.state->waiting;
+    begun.state->stream = runs_on;
+    return [sum = std::make_shared<AllReduce>(begun)] { return sum->go_on(); };
+  });
   return status == cudaSuccess ? ncclSuccess : ncclUnhandledCudaError;
 }
 

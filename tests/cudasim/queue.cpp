@@ -1,57 +1,23 @@
 #include <cudasim/arena.h>
-#include <cudasim/queue.h>
+#include <cudasim/counts.h>
+#include <cudasim/queue_state.h>
 #include <cudasim/settings.h>
 #include <cudasim/violation.h>
 
 #include <algorithm>
 #include <chrono>
-#include <condition_variable>
-#include <deque>
-#include <memory>
-#include <mutex>
 #include <thread>
 #include <utility>
 #include <vector>
 
-namespace {
-
-// How often an event was recorded, and how many of those records the streams have passed.
-struct EventState {
-  uint64_t recorded = 0, passed = 0;
-  CUstream_st* stream = nullptr;  // of the last record
-};
-
-struct Item {
-  cudasim::Work work;                 // null: a wait
-  std::shared_ptr<EventState> event;  // waited for
-  uint64_t record = 0;
-};
-
-}  // namespace
-
-struct CUstream_st {
-  int device = 0;
-  std::deque<Item> items;
-  std::thread::id runner;  // who runs it; none if idle
-};
-
-struct CUevent_st {
-  std::shared_ptr<EventState> state = std::make_shared<EventState>();
-};
-
 namespace cudasim {
-namespace {
-
-struct Streams {
-  std::mutex mutex;  // guards every queue and event
-  std::condition_variable idle;
-  std::vector<CUstream_st*> all;
-};
 
 Streams& streams() {
   static Streams* s = new Streams;
   return *s;
 }
+
+namespace {
 
 using Lock = std::unique_lock<std::mutex>;
 
@@ -124,6 +90,17 @@ bool has_passed(const EventState& event) {
   return event.passed >= event.recorded;
 }
 
+bool is_empty(const CUstream_st& stream) {
+  const Lock lock(streams().mutex);
+  return stream.items.empty();
+}
+
+// A captured event can neither be waited for nor asked.
+cudaError_t refuse_captured(const EventState& event) {
+  const Lock lock(streams().mutex);
+  return event.place.capture ? refuse(event.place, cudaErrorCapturedEvent) : cudaSuccess;
+}
+
 }  // namespace
 
 int& current_device() {
@@ -134,11 +111,33 @@ int& current_device() {
 int device_of(cudaStream_t stream) { return stream->device; }
 
 cudaError_t enqueue(cudaStream_t stream, Work work) {
-  if (!stream || stream->device != current_device()) return cudaErrorInvalidResourceHandle;
+  return enqueue_made(stream, [work = std::move(work)](cudaStream_t) { return work; });
+}
+
+cudaError_t enqueue_made(cudaStream_t stream, MakeWork make) {
+  if (!stream) {
+    const cudaError_t status = refuse_in_capture(cudaErrorStreamCaptureImplicit);
+    return status == cudaSuccess ? cudaErrorInvalidResourceHandle : status;
+  }
+  if (stream->device != current_device()) return cudaErrorInvalidResourceHandle;
   if (has_violation(stream->device)) return cudaErrorLaunchFailure;
-  const Lock lock(streams().mutex);
+  Lock lock(streams().mutex);
+  if (stream->place.capture) return capture_work(stream, std::move(make));
+  lock.unlock();
+  Work work = make(stream);
+  lock.lock();
   stream->items.push_back({std::move(work), nullptr, 0});
   return cudaSuccess;
+}
+
+cudaError_t refuse_captured(cudaStream_t stream) {
+  const Lock lock(streams().mutex);
+  return stream->place.capture ? refuse(stream->place, cudaErrorStreamCaptureUnsupported)
+                               : cudaSuccess;
+}
+
+cudaError_t poll(cudaStream_t stream) {
+  return drain(stream->device, [=](Lock& lock) { return run(lock, stream, false); });
 }
 
 cudaError_t run_device() {
@@ -178,12 +177,16 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, i
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   if (!stream) return cudaErrorInvalidResourceHandle;
+  if (const auto e = refuse_captured(stream)) return e;
+  if (!is_empty(*stream)) ++counts().waits;
   return drain(stream->device, [=](Lock& lock) { return run(lock, stream, true); });
 }
 
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
   if (!stream) return cudaErrorInvalidResourceHandle;
-  return drain(stream->device, [=](Lock& lock) { return run(lock, stream, false); });
+  if (const auto e = refuse_captured(stream)) return e;
+  if (!is_empty(*stream)) ++counts().waits;
+  return poll(stream);
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
@@ -197,6 +200,8 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   if (!stream) return cudaErrorInvalidResourceHandle;
   const Lock lock(streams().mutex);
+  cudaError_t status = cudaSuccess;
+  if (capture_wait(stream, *event->state, status)) return status;
   if (event->state->recorded > event->state->passed)
     stream->items.push_back({nullptr, event->state, event->state->recorded});
   return cudaSuccess;
@@ -217,6 +222,8 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   uint64_t record = 0;
   {
     const Lock lock(streams().mutex);
+    if (stream && stream->place.capture) return capture_record(*state, stream);
+    state->place = {};
     record = ++state->recorded;
     state->stream = stream;
   }
@@ -228,7 +235,10 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   const auto state = event->state;
+  if (const auto e = refuse_captured(*state)) return e;
+  if (const auto e = refuse_in_capture(cudaErrorStreamCaptureUnsupported)) return e;
   if (has_passed(*state)) return cudaSuccess;
+  ++counts().waits;
   return drain(state->stream->device, [&](Lock& lock) {
     return run(lock, state->stream, true, state.get(), state->recorded);
   });
@@ -236,13 +246,20 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   const auto state = event->state;
+  if (const auto e = refuse_captured(*state)) return e;
+  if (const auto e = refuse_in_capture(cudaErrorStreamCaptureUnsupported)) return e;
   if (has_passed(*state)) return cudaSuccess;
+  ++counts().waits;
   return drain(state->stream->device, [&](Lock& lock) {
     run(lock, state->stream, false, state.get(), state->recorded);
     return state->passed >= state->recorded;
   });
 }
 
-cudaError_t cudaDeviceSynchronize() { return run_device(); }
+cudaError_t cudaDeviceSynchronize() {
+  if (const auto e = refuse_in_capture(cudaErrorStreamCaptureUnsupported)) return e;
+  ++counts().waits;
+  return run_device();
+}
 
 }  // extern "C"

@@ -2,6 +2,7 @@
 #include <cuda_runtime.h>
 #include <cudasim/arena.h>
 #include <cudasim/block.h>
+#include <cudasim/counts.h>
 #include <cudasim/queue.h>
 #include <cudasim/settings.h>
 #include <cudasim/violation.h>
@@ -62,6 +63,11 @@ bool ends_fit(const void* to, size_t to_bytes, const void* from, size_t from_byt
 
 namespace cudasim {
 
+Counts& counts() {
+  static Counts c;
+  return c;
+}
+
 cudaError_t enqueue_kernel(cudaStream_t stream, Grid grid, dim3 block, size_t shared_bytes,
                            const void* kernel, std::shared_ptr<const void> call,
                            void (*body)(const void* call)) {
@@ -113,6 +119,16 @@ const char* cudaGetErrorString(cudaError_t status) {
       return "device not ready";
     case cudaErrorNoDevice:
       return "no CUDA-capable device is detected";
+    case cudaErrorStreamCaptureUnsupported:
+      return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated:
+      return "operation failed due to a previous error during capture";
+    case cudaErrorStreamCaptureUnjoined:
+      return "capturing stream has unjoined work";
+    case cudaErrorStreamCaptureIsolation:
+      return "dependency created on uncaptured work in another stream";
+    case cudaErrorCapturedEvent:
+      return "operation not permitted on an event last recorded in a capturing stream";
     default:
       return "error of the simulator";
   }
@@ -138,6 +154,16 @@ const char* cudaGetErrorName(cudaError_t status) {
       return "cudaErrorNotReady";
     case cudaErrorNoDevice:
       return "cudaErrorNoDevice";
+    case cudaErrorStreamCaptureUnsupported:
+      return "cudaErrorStreamCaptureUnsupported";
+    case cudaErrorStreamCaptureInvalidated:
+      return "cudaErrorStreamCaptureInvalidated";
+    case cudaErrorStreamCaptureUnjoined:
+      return "cudaErrorStreamCaptureUnjoined";
+    case cudaErrorStreamCaptureIsolation:
+      return "cudaErrorStreamCaptureIsolation";
+    case cudaErrorCapturedEvent:
+      return "cudaErrorCapturedEvent";
     default:
       return "cudaErrorUnknown";
   }
@@ -186,6 +212,13 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
   }
 }
 
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+  if (device < 0 || device >= settings().devices) return note(cudaErrorInvalidDevice);
+  *properties = {};
+  std::strcpy(properties->name, "simulated");
+  return cudaSuccess;
+}
+
 cudaError_t cudaRuntimeGetVersion(int* version) {
   *version = CUDART_VERSION;
   return cudaSuccess;
@@ -214,6 +247,8 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute which, in
 // ---- memory
 
 cudaError_t cudaMalloc(void** memory, size_t bytes) {
+  if (const auto e = refuse_in_capture(cudaErrorStreamCaptureUnsupported)) return note(e);
+  ++counts().allocations;
   if (has_violation(current_device())) return note(cudaErrorLaunchFailure);
   *memory = arena_allocate(bytes, current_device());
   return *memory ? cudaSuccess : note(cudaErrorMemoryAllocation);
@@ -222,11 +257,15 @@ cudaError_t cudaMalloc(void** memory, size_t bytes) {
 // As on a device, all that was enqueued ends first.
 cudaError_t cudaFree(void* memory) {
   if (!memory) return cudaSuccess;
+  if (const auto e = refuse_in_capture(cudaErrorStreamCaptureUnsupported)) return note(e);
+  ++counts().releases;
   const cudaError_t status = run_device();
   return arena_release(memory) ? note(status) : note(cudaErrorInvalidValue);
 }
 
 cudaError_t cudaMallocHost(void** memory, size_t bytes) {
+  if (const auto e = refuse_in_capture(cudaErrorStreamCaptureUnsupported)) return note(e);
+  ++counts().allocations;
   *memory = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
   if (!*memory) return note(cudaErrorMemoryAllocation);
   std::memset(*memory, 0xff, bytes);
@@ -237,6 +276,8 @@ cudaError_t cudaMallocHost(void** memory, size_t bytes) {
 }
 
 cudaError_t cudaFreeHost(void* memory) {
+  if (const auto e = refuse_in_capture(cudaErrorStreamCaptureUnsupported)) return note(e);
+  ++counts().releases;
   Registry& r = registry();
   {
     const std::lock_guard lock(r.mutex);
@@ -259,15 +300,25 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
     for (size_t r = 0; r < rows; ++r)
       std::memcpy(target + r * to_pitch, read_from + r * from_pitch, width);
   };
-  // Who reads the target before the copy is done reads NaN.
-  if (kind == cudaMemcpyDeviceToHost)
-    for (size_t r = 0; r < rows; ++r) std::memset(target + r * to_pitch, 0xff, width);
+  const bool pageable = (kind == cudaMemcpyHostToDevice && !is_pinned(from, from_bytes)) ||
+                        (kind == cudaMemcpyDeviceToHost && !is_pinned(to, to_bytes));
+  if (pageable) {
+    // A graph would read or write it at each launch, when the caller may have other things there.
+    if (!stream) return note(cudaErrorInvalidResourceHandle);
+    if (const auto e = refuse_captured(stream)) return note(e);
+    ++counts().pageable_copies;
+  }
   // The driver reads pageable memory before it returns, page-locked memory when the copy runs.
-  if (kind == cudaMemcpyHostToDevice && !is_pinned(from, from_bytes))
+  if (pageable && kind == cudaMemcpyHostToDevice)
     return note(enqueue_call(
         stream,
         [copy, taken = std::vector<char>(source, source + from_bytes)] { copy(taken.data()); }));
-  return note(enqueue_call(stream, [copy, source] { copy(source); }));
+  return note(enqueue_made(stream, [=](cudaStream_t) -> Work {
+    // Who reads the target before the copy is done reads NaN.
+    if (kind == cudaMemcpyDeviceToHost)
+      for (size_t r = 0; r < rows; ++r) std::memset(target + r * to_pitch, 0xff, width);
+    return [copy, source] { return copy(source), true; };
+  }));
 }
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,

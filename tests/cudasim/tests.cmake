@@ -1,23 +1,10 @@
-# The tests that need the simulator: of itself (tests/cudasim/tests), of the CUDA sources
-# (tests/cuda), and race checks by ThreadSanitizer.
+# The tests of the simulator itself (tests/cudasim/tests), and race checks by ThreadSanitizer of its
+# kernels and the program's.
 
-# Kernels are compiled here as in kernels/cuda.
-set(as_kernel -fno-strict-aliasing -Wno-unknown-pragmas -ffp-contract=off)
-file(GLOB kernels_of_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/cuda/*.cu
-  ${CMAKE_CURRENT_SOURCE_DIR}/cudasim/tests/*.cu)
-set_source_files_properties(${kernels_of_tests} PROPERTIES LANGUAGE CXX
-  COMPILE_OPTIONS "${as_kernel}")
-
-lorashard_test(cuda parallel)
-file(GLOB kernels_of_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/cuda/*.cu)
-target_sources(test_cuda PRIVATE ${kernels_of_tests})
-
-add_executable(test_nccl cuda/nccl_main.cpp)
-target_link_libraries(test_nccl PRIVATE parallel GTest::gtest)
-lorashard_mpi_test(cuda.NcclRanks2 test_nccl 2)
-lorashard_mpi_test(cuda.NcclRanks3 test_nccl 3)
-
+file(GLOB kernels_of_simulator CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/cudasim/tests/*.cu)
+lorashard_kernel_options(${kernels_of_simulator})
 add_executable(test_cudasim cudasim/tests/kernel_test.cpp cudasim/tests/host_test.cpp
+  cudasim/tests/capture_test.cpp
   cudasim/tests/kernels.cu)
 target_include_directories(test_cudasim PRIVATE ${PROJECT_SOURCE_DIR})
 target_link_libraries(test_cudasim PRIVATE cudasim GTest::gmock GTest::gtest_main)
@@ -58,8 +45,7 @@ if(NOT LORASHARD_SANITIZE)
   # The kernels of the program under the tests of tests/cuda, whose host code is taken as it is.
   # The order of threads does not matter to ThreadSanitizer: one is enough. Not part of `all`.
   file(GLOB program_kernels CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/kernels/cuda/*.cu)
-  set_source_files_properties(${program_kernels} PROPERTIES LANGUAGE CXX
-    COMPILE_OPTIONS "${as_kernel}")
+  lorashard_kernel_options(${program_kernels})
   add_library(race_program_kernels OBJECT EXCLUDE_FROM_ALL ${program_kernels} ${kernels_of_tests})
   target_link_libraries(race_program_kernels PRIVATE kernels)
   target_compile_options(race_program_kernels PRIVATE -fsanitize=thread -O1)

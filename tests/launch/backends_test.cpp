@@ -91,5 +91,16 @@ TEST(Backends, TheQuickstartModelGivesTheSameLosses) {
   EXPECT_LT(largest_difference(curve["CPU"], curve["CUDA"]), 2e-2);
 }
 
+// Nobody takes a simulated device for a real one.
+TEST(Backends, TheFirstLineNamesTheDevice) {
+  NEEDS_CUDA();
+  const Scene scene;
+  const Outcome done = scene.train(0, on("CUDA", {"--set", "train.steps=1"}));
+  ASSERT_EQ(done.status, 0) << done.text();
+  const std::string line = done.out.substr(0, done.out.find('\n'));
+  EXPECT_EQ(line, "backend CUDA device 0 (" + cuda_device_name(0) + "), one for each of 1 rank(s)");
+  EXPECT_EQ(cuda_device_name(0) == "simulated", cuda_is_simulated());
+}
+
 }  // namespace
 }  // namespace lorashard::test

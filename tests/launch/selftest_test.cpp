@@ -8,6 +8,7 @@
 #include "kernels/stream.h"
 #include "tests/launch/scene.h"
 #include "trainer/selftest/kernel_checks.h"
+#include "trainer/selftest/timings.h"
 
 namespace lorashard::test {
 namespace {
@@ -110,6 +111,21 @@ TEST(SelfTest, EveryCheckSeesAnErrorOfFivePercent) {
     EXPECT_LE(good, k.tolerance) << k.name << " " << name_of(k.type);
     EXPECT_GT(bad, k.tolerance) << k.name << " " << name_of(k.type);
   }
+}
+
+// Names as the driver gives them.
+TEST(SelfTest, TimingsStandBesideTheDevicesOwnDataSheet) {
+  const auto sheet = [](const char* device) {
+    const Machine* m = selftest::data_sheet(device);
+    return m ? m->name : "none";
+  };
+  EXPECT_EQ(sheet("NVIDIA H100 80GB HBM3"), "h100-sxm");
+  EXPECT_EQ(sheet("NVIDIA H200"), "h200-sxm");
+  EXPECT_EQ(sheet("NVIDIA B200"), "b200");
+  for (const char* other :
+       {"NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H200 NVL", "NVIDIA GB200",
+        "NVIDIA A100-SXM4-80GB", "NVIDIA GeForce RTX 4090", "simulated", ""})
+    EXPECT_EQ(sheet(other), "none") << other;
 }
 
 }  // namespace

@@ -145,7 +145,7 @@ int self_test(const Ranks& ranks) {
   }
   Compute compute(ranks, choice, 1);
   Stream& device = compute.stream();
-  console.line(std::string("CUDA") + (devices_are_simulated() ? " (simulated devices)" : "") +
+  console.line(std::string("CUDA") + (cuda_is_simulated() ? " (simulated devices)" : "") +
                ": each kernel against the CPU's result");
   for (const KernelCheck& k : checks) {
     Check c = check_of(k, "CUDA");
@@ -153,12 +153,16 @@ int self_test(const Ranks& ranks) {
     report.check(c, [&] { return difference(k.run(device), k.run(cpu)); });
   }
   check_sums(report, ranks, compute.world(), device, "CUDA");
-  if (devices_are_simulated()) {
+  if (cuda_is_simulated()) {
     report.skip({"timings", "CUDA", "BF16", 0, 0, "", ""},
                 "the devices are simulated: their time says nothing");
   } else {
     console.line(attention_choice(device, DType::BF16, typical_attention(), 1, 4096));
-    for (const std::string& line : timings(device, typical_attention())) console.line(line);
+    const std::string name = cuda_device_name(choice.device);
+    const Machine* const peak = data_sheet(name);
+    console.line(peak ? "timings of " + name + ", beside the data sheet of " + peak->name
+                      : "timings of " + name + ", of which there is no data sheet here");
+    for (const std::string& line : timings(device, typical_attention(), peak)) console.line(line);
   }
   return report.end();
 }

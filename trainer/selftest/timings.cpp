@@ -35,21 +35,27 @@ struct Zeros {
 
 }  // namespace
 
-bool devices_are_simulated() {
-#ifdef LORASHARD_CUDA_SIM
-  return true;
-#else
-  return false;
-#endif
+const Machine* data_sheet(const std::string& device_name) {
+  // As the driver writes them: "NVIDIA H100 80GB HBM3" is the SXM form, "NVIDIA H100 PCIe" and
+  // "NVIDIA H100 NVL" are slower ones.
+  const auto has = [&](const char* part) { return device_name.find(part) != std::string::npos; };
+  if (has("PCIe") || has("NVL")) return nullptr;
+  if (has("H100") && has("HBM3")) return find_machine("h100-sxm");
+  if (has("H200")) return find_machine("h200-sxm");
+  if (has("B200") && !has("GB200")) return find_machine("b200");
+  return nullptr;
 }
 
-std::vector<std::string> timings(Stream& stream, const AttentionShape& shape) {
-  const Machine& peak = *find_machine("h100-sxm");
-  const auto line = [&](const char* what, double seconds, double work, double rate,
+std::vector<std::string> timings(Stream& stream, const AttentionShape& shape, const Machine* peak) {
+  const auto line = [&](const char* what, double seconds, double work, double Machine::*rate,
                         const char* unit) {
-    return fmt::format("TIME {:<28} {:.3f} ms, {:.1f} {}/s, {:.0f} % of the {:.0f} of {}", what,
-                       seconds * 1e3, work / seconds / 1e12, unit, 100 * work / seconds / rate,
-                       rate / 1e12, peak.name);
+    std::string text = fmt::format("TIME {:<28} {:.3f} ms, {:.1f} {}/s", what, seconds * 1e3,
+                                   work / seconds / 1e12, unit);
+    if (peak) {
+      text += fmt::format(", {:.0f} % of the {:.1f} of {}", 100 * work / seconds / (peak->*rate),
+                          peak->*rate / 1e12, peak->name);
+    }
+    return text;
   };
   std::vector<std::string> lines;
   {
@@ -59,7 +65,7 @@ std::vector<std::string> timings(Stream& stream, const AttentionShape& shape) {
     Operand x(stream, kM, kK, DType::BF16, 1), w(stream, kN, kK, DType::BF16, 2);
     const double t = seconds_of(stream, [&] { matmul_nt(stream, y.matrix, x, w); });
     lines.push_back(
-        line("bf16 product, 8192 cubed", t, 2.0 * kM * kN * kK, peak.bf16_flops, "TFLOP"));
+        line("bf16 product, 8192 cubed", t, 2.0 * kM * kN * kK, &Machine::bf16_flops, "TFLOP"));
   }
   {
     constexpr int64_t kLength = 4096;
@@ -76,14 +82,14 @@ std::vector<std::string> timings(Stream& stream, const AttentionShape& shape) {
     });
     // Two products over half of the square.
     const double flops = 4.0 * double(wide) * kLength * kLength / 2;
-    lines.push_back(line("bf16 attention, 4096 tokens", t, flops, peak.bf16_flops, "TFLOP"));
+    lines.push_back(line("bf16 attention, 4096 tokens", t, flops, &Machine::bf16_flops, "TFLOP"));
   }
   {
     constexpr int64_t kRows = 16384, kCols = 16384;
     Zeros from(stream, kRows, kCols), to(stream, kRows, kCols);
     const double t = seconds_of(stream, [&] { convert(stream, to.matrix, from.matrix); });
     lines.push_back(
-        line("copy of 512 MiB", t, 2.0 * 2 * kRows * kCols, peak.memory_bandwidth, "TB"));
+        line("copy of 512 MiB", t, 2.0 * 2 * kRows * kCols, &Machine::memory_bandwidth, "TB"));
   }
   return lines;
 }
