@@ -107,9 +107,6 @@ Activations plan_activations(Arena& arena, const ActivationDims& d,
     s.d_o = arena.take(d.tokens, d.q_width, d.type);
   }
   plan.t = arena.take(d.tokens, widest, DType::F32);
-  if (d.dropout) {
-    plan.dropped = arena.take(d.tokens, std::max({d.hidden, d.q_width, d.features}), d.type);
-  }
   return plan;
 }
 

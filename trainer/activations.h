@@ -32,7 +32,6 @@ struct ActivationDims {
   int64_t q_width = 0, kv_width = 0, features = 0;  // this rank's columns
   int64_t heads = 0, kv_heads = 0;                  // this rank's
   bool qk_norm = false;
-  bool dropout = false;
   bool backward = false;  // else only what a forward pass needs
   DType type = DType::F32;
   int64_t first_layer = 0;  // lowest adapted layer; layers below it keep nothing
@@ -50,7 +49,7 @@ struct Activations {
   std::vector<Matrix> residual;
   Matrix dx;
   BlockScratch scratch;
-  Matrix t, dropped;
+  Matrix t;
   size_t shared_at = 0;  // from this mark on nothing is in use between forward and backward
 };
 

@@ -1,7 +1,7 @@
 #include "trainer/linear.h"
 
-#include "kernels/dropout.h"
 #include "kernels/elementwise.h"
+#include "kernels/lora_dropout.h"
 #include "kernels/matmul.h"
 
 namespace lorashard {
@@ -19,12 +19,9 @@ Matrix stacked_a(const LinearGroup& group, float* flat) {
   return {};
 }
 
-// dropout(x) of one layer into the scratch.
-Matrix drop(const LinearContext& c, const LoraModule& m, ConstMatrix x) {
-  const Matrix y = c.dropped.block(0, x.rows, 0, x.cols);
-  dropout(c.stream, y, x, c.dropout.seed, m.site, c.dropout.row_keys, m.a_cols.begin,
-          c.dropout.rate, /*accumulate=*/false);
-  return y;
+// The mask on the input of one layer's A.
+DropoutMask mask_of(const LinearContext& c, const LoraModule& m) {
+  return {c.dropout.seed, m.site, c.dropout.row_keys, m.a_cols.begin, c.dropout.rate};
 }
 
 }  // namespace
@@ -39,8 +36,8 @@ void linear_group_forward(const LinearContext& c, const LinearGroup& group,
       int64_t column = 0;
       for (const Linear& l : group.linears) {
         if (!l.lora) continue;
-        matmul_nt(c.stream, u.col_range(column, l.lora->rank), drop(c, *l.lora, x),
-                  Factors::local_a(*l.lora, c.values));
+        lora_dropout_forward(c.stream, u.col_range(column, l.lora->rank), x,
+                             Factors::local_a(*l.lora, c.values), mask_of(c, *l.lora));
         column += l.lora->rank;
       }
     }
@@ -85,13 +82,8 @@ void linear_group_backward(const LinearContext& c, const LinearGroup& group, Mat
     if (!l.lora) continue;
     const LoraModule& m = *l.lora;
     const Matrix t_j = t.col_range(column, m.rank);
-    matmul_tn(c.stream, Factors::local_a(m, c.gradients), t_j, drop(c, m, x), 1, 1);
-    if (dx) {
-      const Matrix d = c.dropped.block(0, x.rows, 0, x.cols);
-      matmul_nn(c.stream, d, t_j, Factors::local_a(m, c.values));
-      dropout(c.stream, dx, d, c.dropout.seed, m.site, c.dropout.row_keys, m.a_cols.begin,
-              c.dropout.rate, /*accumulate=*/true);
-    }
+    lora_dropout_wgrad(c.stream, Factors::local_a(m, c.gradients), t_j, x, mask_of(c, m));
+    if (dx) lora_dropout_dgrad(c.stream, dx, t_j, Factors::local_a(m, c.values), mask_of(c, m));
     column += m.rank;
   }
 }

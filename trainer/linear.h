@@ -21,8 +21,7 @@ struct LinearContext {
   float* values;     // flat factors, null without an adapter
   float* gradients;  // flat gradients, null in forward-only use
   DropoutState dropout;
-  Matrix t;        // (T, >= rank_sum) F32 scratch
-  Matrix dropped;  // (T, >= K) scratch of x's type, when dropout is on
+  Matrix t;  // (T, >= rank_sum) F32 scratch
 };
 
 // y_j(T,N_j) = x(T,K) W_j^T [+ bias_j if with_bias] + scaling_j dropout(x) A_j^T B_j^T for each

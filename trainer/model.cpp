@@ -71,7 +71,6 @@ void Model::plan() {
   d.features = weights_.features.size();
   d.qk_norm = config_.qk_norm;
   d.backward = options_.training;
-  d.dropout = options_.training && options_.dropout > 0;
   d.type = options_.activation_type;
   d.layers = config_.layers;
   d.first_layer = 0;
@@ -171,8 +170,7 @@ LayerPart Model::part(int64_t first_row, int64_t tokens, const Sequences& sequen
                             .values = factors_ ? factors_->values() : nullptr,
                             .gradients = factors_ ? factors_->gradients() : nullptr,
                             .dropout = dropout,
-                            .t = activations_.t,
-                            .dropped = activations_.dropped},
+                            .t = activations_.t},
                  .config = config_,
                  .attention = attention_shape(),
                  .sequences = sequences,

@@ -88,6 +88,14 @@ void block_product(float* c, int64_t ldc, const float* a, int64_t lda, const flo
     panel<1, TransposedA>(c + j, ldc, a, lda, b + j, ldb, m, k, accumulate, Part{int(n - j)});
 }
 
+// The same where `transposed` is known at run time only.
+inline void any_block_product(float* c, int64_t ldc, const float* a, int64_t lda, bool transposed,
+                              const float* b, int64_t ldb, int64_t m, int64_t n, int64_t k,
+                              bool accumulate) {
+  (transposed ? block_product<true> : block_product<false>)(c, ldc, a, lda, b, ldb, m, n, k,
+                                                            accumulate);
+}
+
 #if defined(LORASHARD_TARGET_AVX2) || defined(LORASHARD_TARGET_AVX512)
 constexpr int64_t kTransposeTile = 8;
 

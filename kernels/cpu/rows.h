@@ -249,12 +249,20 @@ LORASHARD_INLINE void philox(uint32_t* words, uint64_t key, uint64_t hi, uint64_
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  for (int i = 0; i < kCounters; ++i) {
-    words[4 * i] = uint32_t(c0[i]);
-    words[4 * i + 1] = uint32_t(c1[i]);
-    words[4 * i + 2] = uint32_t(c2[i]);
-    words[4 * i + 3] = uint32_t(c3[i]);
-  }
+  // The halves of each counter's four words, then halves of one counter side by side.
+  const vl first = (c0 & 0xffffffffu) | c1 << 32, second = (c2 & 0xffffffffu) | c3 << 32;
+#if defined(LORASHARD_TARGET_AVX512)
+  const vl low = __builtin_shufflevector(first, second, 0, 8, 1, 9, 2, 10, 3, 11);
+  const vl high = __builtin_shufflevector(first, second, 4, 12, 5, 13, 6, 14, 7, 15);
+#elif defined(LORASHARD_TARGET_AVX2)
+  const vl low = __builtin_shufflevector(first, second, 0, 4, 1, 5);
+  const vl high = __builtin_shufflevector(first, second, 2, 6, 3, 7);
+#else
+  const vl low = __builtin_shufflevector(first, second, 0, 2);
+  const vl high = __builtin_shufflevector(first, second, 1, 3);
+#endif
+  __builtin_memcpy(words, &low, sizeof low);
+  __builtin_memcpy(words + W, &high, sizeof high);
 }
 
 inline void dropout(void* y, DType yt, const void* x, DType xt, uint64_t seed, uint32_t site,
@@ -268,7 +276,7 @@ inline void dropout(void* y, DType yt, const void* x, DType xt, uint64_t seed, u
       const int64_t skip = first_col % 4, first = first_col / 4;
       for (int64_t c = -skip; c < n; c += kWords) {
         uint32_t words[kWords];
-        philox(words, key, row_key, (uint64_t{site} << 32) | uint64_t(first + (c + skip) / 4));
+        philox(words, key, row_key, (uint64_t{site} << 32) + uint64_t(first + (c + skip) / 4));
         const int64_t begin = c < 0 ? 0 : c, end = c + kWords < n ? c + kWords : n;
         const uint32_t* w = words + (begin - c);
         each(end - begin, [&](int64_t i, auto k) {

@@ -9,6 +9,7 @@
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
 #include "kernels/dequantize.h"
+#include "kernels/dropout.h"
 #include "kernels/residual.h"
 #include "kernels/stream.h"
 #include "kernels/tensor.h"
@@ -76,6 +77,14 @@ void gather_rows(Stream& stream, Matrix y, ConstMatrix x, const int32_t* rows);
 void scatter_rows(Stream& stream, Matrix y, ConstMatrix x, const int32_t* rows);
 void dropout(Stream& stream, Matrix y, ConstMatrix x, uint64_t seed, uint32_t site,
              const uint64_t* row_keys, int64_t first_col, float p, bool accumulate);
+
+// lora_dropout.cu, lora_dropout_f32.cu
+void lora_dropout_forward(Stream& stream, Matrix u, ConstMatrix x, ConstMatrix a,
+                          const DropoutMask& mask);
+void lora_dropout_wgrad(Stream& stream, Matrix da, ConstMatrix t, ConstMatrix x,
+                        const DropoutMask& mask);
+void lora_dropout_dgrad(Stream& stream, Matrix dx, ConstMatrix t, ConstMatrix a,
+                        const DropoutMask& mask);
 
 // cross_entropy.cu
 void cross_entropy_stats(Stream& stream, Matrix stats, ConstMatrix logits, const int32_t* labels,

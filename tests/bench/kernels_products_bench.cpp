@@ -1,6 +1,7 @@
 // Kernels that multiply: their roof is oneDNN's sgemm, on the same shape for products and on a
 // large one for attention. Decoding reads a cache once, and its roof is the copy.
 #include "kernels/attention.h"
+#include "kernels/lora_dropout.h"
 #include "kernels/matmul.h"
 #include "tests/bench/kernels_bench.h"
 
@@ -48,6 +49,60 @@ void factor_gradients(benchmark::internal::Benchmark* b) {
 BENCHMARK(MatmulTN<F, F>)->Name("MatmulTN/f32")->Apply(factor_gradients);
 BENCHMARK(MatmulTN<F, B>)->Name("MatmulTN/f32_bf16")->Apply(factor_gradients);
 BENCHMARK(MatmulTN<B, B>)->Name("MatmulTN/bf16")->Apply(factor_gradients);
+
+// Products with A under dropout. What they are held against is not a roof but the same in two
+// passes, dropout() to memory and a product.
+enum class LoraDropout { FORWARD, WGRAD, DGRAD };
+template <LoraDropout Which, DType T>
+void LoraDropoutProduct(benchmark::State& state) {
+  const int64_t t = state.range(0), r = state.range(1), k = state.range(2);
+  const Data x(t, k, T), dropped(t, k, T), a(r, k, F), u(t, r, F);
+  std::vector<uint64_t> keys(static_cast<size_t>(t));
+  for (size_t i = 0; i < keys.size(); ++i) keys[i] = i;
+  const DropoutMask mask{1, 2, keys.data(), 0, 0.1f};
+  const auto drop = [&](Matrix to, ConstMatrix from, bool accumulate) {
+    dropout(stream(), to, from, mask.seed, mask.site, mask.row_keys, mask.first_col, mask.p,
+            accumulate);
+  };
+  const double flops = 2.0 * double(t * r * k);
+  const double apart = flops / fastest([&] {
+                         if (Which == LoraDropout::DGRAD) {
+                           matmul_nn(stream(), dropped, u, a);
+                           return drop(x, dropped, true);
+                         }
+                         drop(dropped, x, false);
+                         if (Which == LoraDropout::FORWARD) matmul_nt(stream(), u, dropped, a);
+                         if (Which == LoraDropout::WGRAD) matmul_tn(stream(), a, u, dropped, 1, 1);
+                       });
+  report(state, flops, apart, [&] {
+    if (Which == LoraDropout::FORWARD) lora_dropout_forward(stream(), u, x, a, mask);
+    if (Which == LoraDropout::WGRAD) lora_dropout_wgrad(stream(), a, u, x, mask);
+    if (Which == LoraDropout::DGRAD) lora_dropout_dgrad(stream(), x, u, a, mask);
+  });
+}
+void factor_products(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"t", "r", "k"});
+  for (int64_t r : {4, 8, 16, 64}) b->Args({1024, r, 576});
+  b->Args({1024, 16, 4096})->Args({8, 16, 576});
+}
+BENCHMARK(LoraDropoutProduct<LoraDropout::FORWARD, F>)
+    ->Name("LoraDropoutForward/f32")
+    ->Apply(factor_products);
+BENCHMARK(LoraDropoutProduct<LoraDropout::FORWARD, B>)
+    ->Name("LoraDropoutForward/bf16")
+    ->Apply(factor_products);
+BENCHMARK(LoraDropoutProduct<LoraDropout::WGRAD, F>)
+    ->Name("LoraDropoutWgrad/f32")
+    ->Apply(factor_products);
+BENCHMARK(LoraDropoutProduct<LoraDropout::WGRAD, B>)
+    ->Name("LoraDropoutWgrad/bf16")
+    ->Apply(factor_products);
+BENCHMARK(LoraDropoutProduct<LoraDropout::DGRAD, F>)
+    ->Name("LoraDropoutDgrad/f32")
+    ->Apply(factor_products);
+BENCHMARK(LoraDropoutProduct<LoraDropout::DGRAD, B>)
+    ->Name("LoraDropoutDgrad/bf16")
+    ->Apply(factor_products);
 
 struct AttentionData {
   AttentionData(int64_t batch, int64_t t, int64_t heads, int64_t kv_heads, int64_t d, DType type,

@@ -85,8 +85,7 @@ void Pass::group_forward(const GroupShape& g, bool with_bias, bool reuse_u) {
     } else {
       for (const LinearShape& l : g.linears) {
         if (l.rank == 0) continue;
-        tally_.pass("dropout", 2 * rows(in));
-        lora("matmul_nt", tokens_, l.rank, in, kF32, act_, kF32, false);
+        lora("lora_dropout_forward", tokens_, l.rank, in, kF32, act_, kF32, false);
       }
     }
   }
@@ -117,12 +116,8 @@ void Pass::group_backward(const GroupShape& g, bool needs_dx) {
   }
   for (const LinearShape& l : g.linears) {
     if (l.rank == 0) continue;
-    tally_.pass("dropout", 2 * rows(in));
-    lora("matmul_tn", l.rank, in, tokens_, kF32, kF32, act_, true);
-    if (needs_dx) {
-      lora("matmul_nn", tokens_, in, l.rank, act_, kF32, kF32, false);
-      tally_.pass("dropout", 3 * rows(in));
-    }
+    lora("lora_dropout_wgrad", l.rank, in, tokens_, kF32, kF32, act_, true);
+    if (needs_dx) lora("lora_dropout_dgrad", tokens_, in, l.rank, act_, kF32, kF32, true);
   }
 }
 

@@ -48,7 +48,6 @@ ActivationDims activation_dims(const TrainingJob& job, int rank,
   d.kv_width = d.kv_heads * c.head_dim;
   d.features = split_features(c.intermediate_size, rank, job.tensor).size();
   d.qk_norm = c.qk_norm;
-  d.dropout = job.dropout > 0;
   d.backward = true;
   d.type = job.activation_type;
   d.layers = c.layers;

@@ -1,5 +1,9 @@
-// Matrix products.
+// Matrix products, those of LoRA with dropout included.
+#include <array>
+
+#include "kernels/lora_dropout.h"
 #include "kernels/matmul.h"
+#include "kernels/random.h"
 #include "trainer/selftest/kernel_checks.h"
 #include "trainer/selftest/operand.h"
 
@@ -66,11 +70,56 @@ Parts tn(Stream& s, DType type) {
   return parts;
 }
 
+// A rank on either side of a tile, and slices that begin within and on a group of random words.
+Parts lora_dropped(Stream& s, DType type) {
+  constexpr int64_t kRows = 37;
+  constexpr float kP = 0.25f;
+  Parts parts;
+  for (const auto& [rank, cols, first, pad] :
+       {std::array<int64_t, 4>{8, 96, 8, 8}, {20, 45, 6, 3}, {64, 64, 0, 0}}) {
+    Operand x(s, kRows, cols, type, 1, pad), a(s, rank, cols, DType::F32, 2, pad),
+        t(s, kRows, rank, DType::F32, 3, pad), u(s, kRows, rank, DType::F32, 4, pad),
+        da(s, rank, cols, DType::F32, 5, pad), dx(s, kRows, cols, type, 6, pad);
+    // The device rounds factors to bf16 where activations are: give it values that are.
+    for (Operand* factor : {&a, &t})
+      factor->fill([&](int64_t i, int64_t j) { return double((i * 7 + j * 5) % 17 - 8) / 8; });
+    std::vector<uint64_t> tokens;
+    for (int64_t i = 0; i < kRows; ++i) tokens.push_back(1000 + uint64_t(i) * 17);
+    Numbers<uint64_t> keys(s, tokens);
+    const DropoutMask mask{7, 3, keys.device(), first, kP};
+    lora_dropout_forward(s, u, x, a, mask);
+    lora_dropout_wgrad(s, da, t, x, mask);
+    lora_dropout_dgrad(s, dx, t, a, mask);
+    const auto kept = [&, begin = first](int64_t i, int64_t j) {
+      const auto column = uint64_t(begin + j);
+      const auto words = random_words(mask.seed, Purpose::Dropout, tokens[size_t(i)],
+                                      (uint64_t{mask.site} << 32) + column / 4);
+      return uniform01(words[column % 4]) >= kP ? 1 / (1 - double(kP)) : 0;
+    };
+    parts.push_back(u.against([&, depth = cols](int64_t i, int64_t r) {
+      double sum = 0;
+      for (int64_t j = 0; j < depth; ++j) sum += kept(i, j) * x(i, j) * a(r, j);
+      return sum;
+    }));
+    parts.push_back(da.against([&](int64_t r, int64_t j) {
+      double sum = da(r, j);
+      for (int64_t i = 0; i < kRows; ++i) sum += kept(i, j) * t(i, r) * x(i, j);
+      return sum;
+    }));
+    parts.push_back(dx.against([&, depth = rank](int64_t i, int64_t j) {
+      double sum = 0;
+      for (int64_t r = 0; r < depth; ++r) sum += t(i, r) * a(r, j);
+      return dx(i, j) + kept(i, j) * sum;
+    }));
+  }
+  return parts;
+}
+
 }  // namespace
 
 void add_product_checks(std::vector<KernelCheck>& checks) {
   const std::pair<const char*, Parts (*)(Stream&, DType)> kAll[] = {
-      {"matmul_nt", nt}, {"matmul_nn", nn}, {"matmul_tn", tn}};
+      {"matmul_nt", nt}, {"matmul_nn", nn}, {"matmul_tn", tn}, {"lora_dropout", lora_dropped}};
   for (const auto& [name, run] : kAll)
     for (DType type : {DType::F32, DType::BF16})
       checks.push_back({name, type,
