@@ -47,7 +47,7 @@ class Pass {
   }
   void lora(const char* kernel, int64_t m, int64_t n, int64_t k, DType y, DType a, DType b,
             bool accumulate);
-  void group_forward(const GroupShape& g, bool with_bias, bool reuse_u);
+  void group_forward(const GroupShape& g, bool reuse_u);
   void group_backward(const GroupShape& g, bool needs_dx);
   void project_qkv(const BlockShape& b, bool reuse_u);
   void project_gate_up(const BlockShape& b, bool reuse_u);
@@ -75,7 +75,7 @@ void Pass::lora(const char* kernel, int64_t m, int64_t n, int64_t k, DType y, DT
   tally_.set_part(part);
 }
 
-void Pass::group_forward(const GroupShape& g, bool with_bias, bool reuse_u) {
+void Pass::group_forward(const GroupShape& g, bool reuse_u) {
   const int64_t in = g.linears[0].in;
   if (g.adapted() && !reuse_u) {
     if (job_.dropout == 0) {
@@ -89,7 +89,6 @@ void Pass::group_forward(const GroupShape& g, bool with_bias, bool reuse_u) {
   }
   for (const LinearShape& l : g.linears) {
     tally_.product("matmul_nt", tokens_, l.out, l.in, act_, act_, job_.base_type, false, bf16_);
-    if (with_bias && g.bias) tally_.pass("add_bias", 2 * rows(l.out));
     if (l.rank > 0) lora("matmul_nt", tokens_, l.out, l.rank, act_, kF32, kF32, true);
   }
 }
@@ -135,14 +134,14 @@ void Pass::normed_query_key() {
 
 void Pass::project_qkv(const BlockShape& b, bool reuse_u) {
   norm(d_.hidden);
-  group_forward(b.qkv, true, reuse_u);
+  group_forward(b.qkv, reuse_u);
   if (!d_.qk_norm) rotate();
   normed_query_key();
 }
 
 void Pass::project_gate_up(const BlockShape& b, bool reuse_u) {
   norm(d_.hidden);
-  group_forward(b.gate_up, true, reuse_u);
+  group_forward(b.gate_up, reuse_u);
 }
 
 // q k^T and p v.
@@ -172,12 +171,12 @@ void Pass::forward(const BlockShape& b) {
   tally_.set_part("forward");
   project_qkv(b, false);
   attend(b);
-  group_forward(b.o, false, false);
+  group_forward(b.o, false);
   reduce_output(b.o, "attention.forward");
   tally_.pass("add", 3 * rows(d_.hidden));
   project_gate_up(b, false);
   tally_.pass("gated_activation_forward", 3 * rows(d_.features));
-  group_forward(b.down, false, false);
+  group_forward(b.down, false);
   reduce_output(b.down, "mlp.forward");
   tally_.pass("add", 3 * rows(d_.hidden));
 }
