@@ -53,7 +53,7 @@ void lora_dropout_forward(Stream& stream, Matrix u, ConstMatrix x, ConstMatrix a
   const int64_t rows = x.rows, k = x.cols, r = a.rows;
   assert(u.rows == rows && u.cols == r && a.cols == k);
   const ProfileSpan span("kernel", "lora_dropout_forward", flops(rows, r, k));
-  LORASHARD_ON_CUDA(stream, lora_dropout_forward(stream, u, x, a, mask));
+  LORASHARD_TAKES_SCRATCH_ON_CUDA(stream, lora_dropout_forward(stream, u, x, a, mask));
   if (rows == 0 || r == 0) return;
   const CpuKernels& cpu = cpu_kernels();
   const int64_t columns = block_columns(r, k), block = kRows * kMostColumns;
@@ -81,7 +81,7 @@ void lora_dropout_wgrad(Stream& stream, Matrix da, ConstMatrix t, ConstMatrix x,
   const int64_t rows = x.rows, k = x.cols, r = t.cols;
   assert(t.rows == rows && da.rows == r && da.cols == k);
   const ProfileSpan span("kernel", "lora_dropout_wgrad", flops(rows, r, k));
-  LORASHARD_ON_CUDA(stream, lora_dropout_wgrad(stream, da, t, x, mask));
+  LORASHARD_TAKES_SCRATCH_ON_CUDA(stream, lora_dropout_wgrad(stream, da, t, x, mask));
   if (rows == 0 || r == 0 || k == 0) return;
   const CpuKernels& cpu = cpu_kernels();
   // Tasks are stripes of columns. Each column is summed over the rows in order, kSummedRows at a

@@ -240,6 +240,17 @@ void matmul_nt(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alp
   LORASHARD_TAKES_SCRATCH_ON_CUDA(stream, matmul_nt(stream, y, x, w, alpha, beta));
   matmul_nt(stream, y, x, w, alpha, beta, ProductPath::AUTO);
 }
+void matmul_nt_bias(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, ConstMatrix bias) {
+  assert(bias.rows == 1 && bias.cols == y.cols);
+  const ProfileSpan span("kernel", "matmul_nt", flops(y, x.cols));
+  LORASHARD_TAKES_SCRATCH_ON_CUDA(stream, matmul_nt_bias(stream, y, x, w, bias));
+  matmul_nt(stream, y, x, w, 1, 0, ProductPath::AUTO);
+  const CpuKernels& cpu = cpu_kernels();
+  parallel_for(stream, y.rows, 16384 / (y.cols + 1) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      cpu.add(y.at(r, 0), y.dtype, y.at(r, 0), y.dtype, bias.data, bias.dtype, nullptr, y.cols);
+  });
+}
 void matmul_nn(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta) {
   const ProfileSpan span("kernel", "matmul_nn", flops(y, x.cols));
   LORASHARD_TAKES_SCRATCH_ON_CUDA(stream, matmul_nn(stream, y, x, w, alpha, beta));

@@ -17,6 +17,10 @@ bool bf16_products_are_native();
 void matmul_nt(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha = 1,
                float beta = 0);
 
+// y(M,N) = x(M,K) w(N,K)^T + bias(1,N). bias may be of any storage type. On CUDA it is added before
+// y is written for the first time, and rounded to y's type.
+void matmul_nt_bias(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, ConstMatrix bias);
+
 // y(M,N) = alpha * x(M,K) w(K,N) + beta * y. The input gradient of a linear layer.
 void matmul_nn(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha = 1,
                float beta = 0);

@@ -1,6 +1,5 @@
 #include "trainer/linear.h"
 
-#include "kernels/elementwise.h"
 #include "kernels/lora_dropout.h"
 #include "kernels/matmul.h"
 
@@ -45,8 +44,10 @@ void linear_group_forward(const LinearContext& c, const LinearGroup& group,
   int64_t column = 0;
   for (size_t j = 0; j < group.linears.size(); ++j) {
     const Linear& l = group.linears[j];
-    matmul_nt(c.stream, y[j], x, l.weight);
-    if (with_bias && l.bias) add_bias(c.stream, y[j], l.bias);
+    if (with_bias && l.bias)
+      matmul_nt_bias(c.stream, y[j], x, l.weight, l.bias);
+    else
+      matmul_nt(c.stream, y[j], x, l.weight);
     if (!l.lora) continue;
     matmul_nt(c.stream, y[j], u.col_range(column, l.lora->rank),
               Factors::local_b(*l.lora, c.values), l.lora->scaling, 1);

@@ -320,6 +320,7 @@ void forward_bf16(Stream& stream, Matrix u, ConstMatrix x, ConstMatrix a,
   const auto run = [&]<int R, int N>() {
     const dim3 grid(blocks_for(x.rows, 16 * R * kWarps), 1, blocks_for(a.rows, 8 * N));
     const Split split = split_sum(stream, u, rows.end(), kForwardDepth, int64_t{grid.x} * grid.z);
+    if (stream.reserving()) return;
     LORASHARD_CUDA_CHECK(launch(lora_dropout_forward<R, N>,
                                 dim3(grid.x, unsigned(split.parts), grid.z), dim3(kThreads), 0,
                                 stream_of(stream), rows, factor, split));
@@ -340,6 +341,7 @@ void wgrad_bf16(Stream& stream, Matrix da, ConstMatrix t, ConstMatrix x, const M
   const auto run = [&]<int M, int C>() {
     const dim3 grid(blocks_for(rows.end(), 8 * C * kWarps), 1, blocks_for(t.cols, 16 * M));
     const Split split = split_sum(stream, da, x.rows, kWgradRows, int64_t{grid.x} * grid.z);
+    if (stream.reserving()) return;
     LORASHARD_CUDA_CHECK(launch(lora_dropout_wgrad<M, C>,
                                 dim3(grid.x, unsigned(split.parts), grid.z), dim3(kThreads), 0,
                                 stream_of(stream), rows, Factor(t), split));
@@ -376,7 +378,11 @@ Split split_sum(Stream& stream, Matrix y, int64_t depth, int64_t unit, int64_t b
   const int64_t wanted = (kBlocksPerMultiprocessor * multiprocessors(stream) + blocks - 1) / blocks;
   const int64_t most = std::max<int64_t>(units / kFewestUnits, 1);
   const int64_t each = (units + std::min(wanted, most) - 1) / std::min(wanted, most);
-  Split split{(units + each - 1) / each, each * unit, static_cast<float*>(y.data), y.ld, 0};
+  // A mask that begins elsewhere may add a unit, never more parts than these.
+  const int64_t parts = stream.reserving()
+                            ? std::min(wanted, std::max<int64_t>((units + 1) / kFewestUnits, 1))
+                            : (units + each - 1) / each;
+  Split split{parts, each * unit, static_cast<float*>(y.data), y.ld, 0};
   if (split.parts == 1) return split;
   split.ld = y.cols;
   split.stride = y.rows * y.cols;
@@ -397,7 +403,10 @@ void add_parts(Stream& stream, Matrix y, const Split& split, bool accumulate) {
 void lora_dropout_forward(Stream& stream, Matrix u, ConstMatrix x, ConstMatrix a,
                           const DropoutMask& mask) {
   if (x.rows == 0 || a.rows == 0) return;
-  if (x.cols == 0) return fill_zero(stream, u);
+  if (x.cols == 0) {
+    if (!stream.reserving()) fill_zero(stream, u);
+    return;
+  }
   (x.dtype == DType::BF16 ? forward_bf16 : forward_f32)(stream, u, x, a, MaskOnDevice(mask));
 }
 

@@ -156,6 +156,7 @@ void forward_f32(Stream& stream, Matrix u, ConstMatrix x, ConstMatrix a, const M
   const bool aligned = mask.skew == 0;
   const dim3 grid(blocks_for(x.rows, kN), 1, blocks_for(a.rows, kM));
   const Split split = split_sum(stream, u, x.cols + mask.skew, kDepth, int64_t{grid.x} * grid.z);
+  if (stream.reserving()) return;
   LORASHARD_CUDA_CHECK(launch(lora_dropout_forward_f32, dim3(grid.x, unsigned(split.parts), grid.z),
                               dim3(kThreads), 0, stream_of(stream), Factor(x, aligned), mask,
                               Factor(a, aligned), split));
@@ -165,6 +166,7 @@ void forward_f32(Stream& stream, Matrix u, ConstMatrix x, ConstMatrix a, const M
 void wgrad_f32(Stream& stream, Matrix da, ConstMatrix t, ConstMatrix x, const MaskOnDevice& mask) {
   const dim3 grid(blocks_for(x.cols + mask.skew, kN), 1, blocks_for(t.cols, kM));
   const Split split = split_sum(stream, da, x.rows, kDepth, int64_t{grid.x} * grid.z);
+  if (stream.reserving()) return;
   LORASHARD_CUDA_CHECK(launch(lora_dropout_wgrad_f32, dim3(grid.x, unsigned(split.parts), grid.z),
                               dim3(kThreads), 0, stream_of(stream), Factor(x, mask.skew == 0), mask,
                               Factor(t), split));

@@ -61,7 +61,7 @@ uint32_t alignment(const void* p) {
 
 // All that an algorithm's choice depends on.
 using PlanKey = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool, bool, DType,
-                           DType, uint32_t, uint32_t, uint32_t>;
+                           DType, uint32_t, uint32_t, uint32_t, bool>;
 
 struct Plan {
   cublasLtMatmulDescOpaque_t product;
@@ -74,6 +74,15 @@ cublasLtMatrixLayoutOpaque_t layout(ConstMatrix m) {
   CHECK_BLAS(cublasLtMatrixLayoutInit(&made, cuda_type(m.dtype), uint64_t(m.cols), uint64_t(m.rows),
                                       std::max(m.ld, m.cols)));
   return made;
+}
+
+// Adds the row to every row of y. Its type is y's, which cuBLASLt takes for granted.
+void set_bias(cublasLtMatmulDescOpaque_t& product, const void* bias) {
+  const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+  CHECK_BLAS(cublasLtMatmulDescSetAttribute(&product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
+                                            sizeof epilogue));
+  CHECK_BLAS(cublasLtMatmulDescSetAttribute(&product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias,
+                                            sizeof bias));
 }
 
 }  // namespace
@@ -90,7 +99,8 @@ struct MatmulPlans {
   MatmulPlans(const MatmulPlans&) = delete;
   MatmulPlans& operator=(const MatmulPlans&) = delete;
 
-  const Plan& plan(Matrix y, const Operand& a, const Operand& b);
+  // bias: null, or the (1,N) row of y's type that is added to every row. A plan serves for any.
+  const Plan& plan(Matrix y, const Operand& a, const Operand& b, const void* bias);
 
   cublasLtHandle_t handle = nullptr;
   void* workspace = nullptr;
@@ -99,7 +109,7 @@ struct MatmulPlans {
 
 std::shared_ptr<MatmulPlans> make_matmul_plans() { return std::make_shared<MatmulPlans>(); }
 
-const Plan& MatmulPlans::plan(Matrix y, const Operand& a, const Operand& b) {
+const Plan& MatmulPlans::plan(Matrix y, const Operand& a, const Operand& b, const void* bias) {
   const PlanKey key{y.rows,
                     y.cols,
                     a.cols(),
@@ -112,7 +122,8 @@ const Plan& MatmulPlans::plan(Matrix y, const Operand& a, const Operand& b) {
                     y.dtype,
                     alignment(a.m.data),
                     alignment(b.m.data),
-                    alignment(y.data)};
+                    alignment(y.data),
+                    bias != nullptr};
   if (const auto found = plans.find(key); found != plans.end()) return found->second;
 
   Plan made;
@@ -123,6 +134,8 @@ const Plan& MatmulPlans::plan(Matrix y, const Operand& a, const Operand& b) {
                                             sizeof first_op));
   CHECK_BLAS(cublasLtMatmulDescSetAttribute(&made.product, CUBLASLT_MATMUL_DESC_TRANSB, &second_op,
                                             sizeof second_op));
+  // y^T has a row for each element of the bias. The choice of an algorithm wants to see a pointer.
+  if (bias) set_bias(made.product, bias);
   made.first = layout(b.m);
   made.second = layout(a.m);
   made.result = layout(y);
@@ -157,30 +170,40 @@ const Plan& MatmulPlans::plan(Matrix y, const Operand& a, const Operand& b) {
 namespace {
 
 // Slots of the stream's scratch for operands of another type than the product's.
-constexpr int kSlotA = 1, kSlotB = 2;
+constexpr int kSlotA = 1, kSlotB = 2, kSlotBias = 3;
 
-Operand converted(Stream& stream, const Operand& x, DType type, int slot) {
-  if (x.m.dtype == type) return x;
-  const Matrix copy = matrix(stream.scratch(slot, size_t(x.m.rows * x.m.cols * size_of(type))),
-                             x.m.rows, x.m.cols, type);
-  if (!stream.reserving()) convert(stream, copy, x.m);
-  return {copy, x.transposed};
+Matrix converted(Stream& stream, ConstMatrix x, DType type, int slot) {
+  const Matrix copy =
+      matrix(stream.scratch(slot, size_t(x.rows * x.cols * size_of(type))), x.rows, x.cols, type);
+  if (!stream.reserving()) convert(stream, copy, x);
+  return copy;
 }
 
-void product(Stream& stream, Matrix y, Operand a, Operand b, float alpha, float beta, DType type) {
+// The bias as cuBLASLt takes it: of y's type, and where vectors of 16 bytes can be read.
+const void* bias_for(Stream& stream, DType type, ConstMatrix bias) {
+  if (!bias || (bias.dtype == type && alignment(bias.data) >= 16)) return bias.data;
+  return converted(stream, bias, type, kSlotBias).data;
+}
+
+void product(Stream& stream, Matrix y, Operand a, Operand b, float alpha, float beta, DType type,
+             ConstMatrix bias = {}) {
   assert(a.rows() == y.rows && b.cols() == y.cols && a.cols() == b.rows());
   if (y.rows == 0 || y.cols == 0) return;
   if (a.cols() == 0 || alpha == 0) {
     if (stream.reserving()) return;
-    return beta == 0 ? fill_zero(stream, y) : scale(stream, y, beta);
+    beta == 0 ? fill_zero(stream, y) : scale(stream, y, beta);
+    if (bias) add_bias(stream, y, bias);
+    return;
   }
-  a = converted(stream, a, type, kSlotA);
-  b = converted(stream, b, type, kSlotB);
+  if (a.m.dtype != type) a.m = converted(stream, a.m, type, kSlotA);
+  if (b.m.dtype != type) b.m = converted(stream, b.m, type, kSlotB);
+  const void* added = bias_for(stream, y.dtype, bias);
   if (stream.reserving()) return;
   MatmulPlans& plans = *stream.cuda()->matmul;
-  const Plan& plan = plans.plan(y, a, b);
-  CHECK_BLAS(cublasLtMatmul(plans.handle, const_cast<cublasLtMatmulDescOpaque_t*>(&plan.product),
-                            &alpha, b.m.data,
+  const Plan& plan = plans.plan(y, a, b, added);
+  cublasLtMatmulDescOpaque_t description = plan.product;
+  if (added) set_bias(description, added);
+  CHECK_BLAS(cublasLtMatmul(plans.handle, &description, &alpha, b.m.data,
                             const_cast<cublasLtMatrixLayoutOpaque_t*>(&plan.first), a.m.data,
                             const_cast<cublasLtMatrixLayoutOpaque_t*>(&plan.second), &beta, y.data,
                             const_cast<cublasLtMatrixLayoutOpaque_t*>(&plan.result), y.data,
@@ -195,6 +218,11 @@ DType product_type(bool bf16) { return bf16 ? DType::BF16 : DType::F32; }
 void matmul_nt(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta) {
   product(stream, y, {x, false}, {w, true}, alpha, beta,
           product_type(y.dtype == DType::BF16 || x.dtype == DType::BF16));
+}
+
+void matmul_nt_bias(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, ConstMatrix bias) {
+  product(stream, y, {x, false}, {w, true}, 1, 0,
+          product_type(y.dtype == DType::BF16 || x.dtype == DType::BF16), bias);
 }
 
 void matmul_nn(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta) {

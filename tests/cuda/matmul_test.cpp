@@ -4,6 +4,8 @@
 #include <cublasLt.h>
 #include <gmock/gmock.h>
 
+#include <array>
+
 #include "kernels/cuda/device.h"
 #include "tests/cuda/device.h"
 
@@ -83,6 +85,41 @@ TEST(CudaMatmul, AgreesWithDefinition) {
     }
 }
 
+// One plan serves every bias; other types and unaligned rows go through scratch.
+TEST(CudaMatmul, AddsABias) {
+  Stream device(Backend::CUDA, 1);
+  for (const Product& s : {Product{3, 5, 7}, {65, 8, 96}, {1, 130, 64}, {4, 6, 0}, {0, 4, 4}})
+    for (const auto& [xt, wt, yt, bias_type] : {std::array{F, F, F, F},
+                                                {F, B, F, B},
+                                                {B, B, B, B},
+                                                {B, B, B, F},
+                                                {B, B, F, H},
+                                                {F, F, B, H},
+                                                {B, B, F, F}})
+      for (const int64_t shift : {0, 1, 8})
+        for (const uint64_t seed : {3, 4}) {
+          SCOPED_TRACE(testing::Message() << s.m << "x" << s.n << "x" << s.k << " " << shift);
+          HostMatrix x(s.m, s.k, xt), w(s.n, s.k, wt), bias(1, s.n, bias_type), y(s.m, s.n, yt, 3);
+          x.randomize(1), w.randomize(2), bias.randomize(seed, 3), y.fill(NAN);
+          const DeviceMatrix dx(device, x), dw(device, w), d_bias(device, bias, shift);
+          DeviceMatrix dy(device, y);
+          matmul_nt_bias(device, dy, dx, dw, d_bias);
+          const DType type = xt == B || yt == B ? B : F;
+          // Without a product there is no epilogue, and nothing to round for it.
+          const HostMatrix rx = rounded(x, type), rw = rounded(w, type),
+                           added = s.k == 0 ? bias : rounded(bias, yt), got = dy.host();
+          expect_near(
+              got,
+              [&](int64_t i, int64_t j) {
+                double sum = added(0, j);
+                for (int64_t p = 0; p < s.k; ++p) sum += rx(i, p) * rw(j, p);
+                return sum;
+              },
+              4e-7 * (double(s.k) + 4), rounding(yt) * 1.01);
+          EXPECT_TRUE(got.gaps_untouched());
+        }
+}
+
 #if LORASHARD_CUDA_SIM
 // The double refuses what cuBLASLt refuses.
 TEST(CudaMatmul, TheDoubleChecksItsArguments) {
@@ -116,6 +153,24 @@ TEST(CudaMatmul, TheDoubleChecksItsArguments) {
             CUBLAS_STATUS_NOT_SUPPORTED);  // types
   EXPECT_EQ(choose(layout(f32, 4, 3, 4), layout(f32, 3, 5, 3), layout(bf16, 4, 5, 4)),
             CUBLAS_STATUS_NOT_SUPPORTED);
+  const auto set = [&](cublasLtMatmulDescAttributes_t what, auto value) {
+    EXPECT_EQ(cublasLtMatmulDescSetAttribute(&product, what, &value, sizeof value),
+              CUBLAS_STATUS_SUCCESS);
+  };
+  const auto choose_f32 = [&] {
+    return choose(layout(f32, 4, 3, 4), layout(f32, 3, 5, 3), layout(f32, 4, 5, 4));
+  };
+  alignas(16) static float bias[8] = {};
+  set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
+  EXPECT_EQ(choose_f32(), CUBLAS_STATUS_INVALID_VALUE);  // no pointer
+  set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, static_cast<const void*>(bias + 1));
+  EXPECT_EQ(choose_f32(), CUBLAS_STATUS_INVALID_VALUE);  // its alignment
+  set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, static_cast<const void*>(bias));
+  EXPECT_EQ(choose_f32(), CUBLAS_STATUS_SUCCESS);
+  set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, int32_t(bf16));
+  EXPECT_EQ(choose_f32(), CUBLAS_STATUS_NOT_SUPPORTED);  // not D's type
+  set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_GELU);
+  EXPECT_EQ(choose_f32(), CUBLAS_STATUS_NOT_SUPPORTED);  // not used here
   EXPECT_EQ(cublasLtDestroy(handle), CUBLAS_STATUS_SUCCESS);
 }
 #endif

@@ -1,7 +1,7 @@
 // The part of cuBLASLt that lorashard calls, over oneDNN's sgemm: real products of F32 or BF16
-// operands, column-major, summed in fp32. It refuses what the library refuses: types it does not
-// join, leading dimensions too small, sizes that do not fit each other, an algorithm used for
-// another product or for less aligned memory than it was chosen for.
+// operands, column-major, summed in fp32, and a bias added to each column. It refuses what the
+// library refuses: types it does not join, leading dimensions too small, sizes that do not fit each
+// other, an algorithm used for another product or for less aligned memory than it was chosen for.
 #include <cublasLt.h>
 #include <cuda_bf16.h>
 #include <cudasim/arena.h>
@@ -27,6 +27,9 @@ struct Product {
   cublasComputeType_t compute;
   cudaDataType_t scale;
   int32_t trans_a, trans_b;
+  cublasLtEpilogue_t epilogue;
+  int32_t bias_type;  // -1: that of D
+  const void* bias;   // one element for each row of D
 };
 struct Layout {
   uint32_t mark;
@@ -44,6 +47,7 @@ struct Algorithm {
   uint16_t align_a, align_b, align_c, align_d;
   uint32_t m, n, k;
   uint16_t type_in, type_out;
+  uint32_t epilogue;
   uint64_t workspace;
 };
 
@@ -96,6 +100,15 @@ cublasStatus_t check(const Call& call) {
   const bool f32 = a.type == CUDA_R_32F && d.type == CUDA_R_32F;
   const bool bf16 = a.type == CUDA_R_16BF && (d.type == CUDA_R_16BF || d.type == CUDA_R_32F);
   if (a.type != b.type || c.type != d.type || !(f32 || bf16)) return CUBLAS_STATUS_NOT_SUPPORTED;
+  if (product.epilogue == CUBLASLT_EPILOGUE_BIAS) {
+    // For these products the library joins a bias of D's type only, and reads it in vectors.
+    if (product.bias_type != -1 && product.bias_type != int32_t(d.type))
+      return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (!product.bias || reinterpret_cast<uintptr_t>(product.bias) % 16)
+      return CUBLAS_STATUS_INVALID_VALUE;
+  } else if (product.epilogue != CUBLASLT_EPILOGUE_DEFAULT) {
+    return CUBLAS_STATUS_NOT_SUPPORTED;
+  }
   for (const Layout& l : {a, b, c, d})
     if (l.rows == 0 || l.cols == 0 || l.ld < int64_t(l.rows)) return CUBLAS_STATUS_INVALID_VALUE;
   const bool a_plain = product.trans_a == CUBLAS_OP_N, b_plain = product.trans_b == CUBLAS_OP_N;
@@ -143,6 +156,14 @@ void multiply(const Call& call, float alpha, const void* a, const void* b, float
                  dnnl_dim_t(call.b.rows), left.data(), dnnl_dim_t(call.a.rows), beta, result.data(),
                  dnnl_dim_t(call.m())) != dnnl_success)
     throw Violation("cublasLtMatmul: oneDNN's sgemm refused");
+  if (call.product.epilogue == CUBLASLT_EPILOGUE_BIAS) {
+    const Layout row{kLayout, call.d.type, call.m(), 1, int64_t(call.m())};
+    if (!arena_holds(call.product.bias, extent(row)))
+      throw Violation("cublasLtMatmul: the bias does not lie in one device allocation");
+    const std::vector<float> bias = load(call.product.bias, row);
+    for (uint64_t j = 0; j < call.n(); ++j)
+      for (uint64_t i = 0; i < call.m(); ++i) result[j * call.m() + i] += bias[i];
+  }
   store(d, call.d, result);
 }
 
@@ -203,7 +224,9 @@ cublasStatus_t cublasLtMatrixLayoutInit_internal(cublasLtMatrixLayout_t layout, 
 
 cublasStatus_t cublasLtMatmulDescInit_internal(cublasLtMatmulDesc_t desc, size_t size,
                                                cublasComputeType_t compute, cudaDataType_t scale) {
-  return place(desc, size, Product{kProduct, compute, scale, CUBLAS_OP_N, CUBLAS_OP_N});
+  return place(desc, size,
+               Product{kProduct, compute, scale, CUBLAS_OP_N, CUBLAS_OP_N,
+                       CUBLASLT_EPILOGUE_DEFAULT, -1, nullptr});
 }
 
 cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t desc,
@@ -216,6 +239,12 @@ cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t desc,
       return set(product.trans_a, value, size);
     case CUBLASLT_MATMUL_DESC_TRANSB:
       return set(product.trans_b, value, size);
+    case CUBLASLT_MATMUL_DESC_EPILOGUE:
+      return set(product.epilogue, value, size);
+    case CUBLASLT_MATMUL_DESC_BIAS_POINTER:
+      return set(product.bias, value, size);
+    case CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE:
+      return set(product.bias_type, value, size);
     default:
       return CUBLAS_STATUS_NOT_SUPPORTED;
   }
@@ -267,11 +296,11 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
   result.state = CUBLAS_STATUS_SUCCESS;
   result.workspaceSize = p.workspace;
   *found = 1;
-  return place(
-      &result.algo, sizeof result.algo,
-      Algorithm{kAlgorithm, uint16_t(p.align_a), uint16_t(p.align_b), uint16_t(p.align_c),
-                uint16_t(p.align_d), uint32_t(call.m()), uint32_t(call.n()), uint32_t(call.k()),
-                uint16_t(call.a.type), uint16_t(call.d.type), p.workspace});
+  return place(&result.algo, sizeof result.algo,
+               Algorithm{kAlgorithm, uint16_t(p.align_a), uint16_t(p.align_b), uint16_t(p.align_c),
+                         uint16_t(p.align_d), uint32_t(call.m()), uint32_t(call.n()),
+                         uint32_t(call.k()), uint16_t(call.a.type), uint16_t(call.d.type),
+                         uint32_t(call.product.epilogue), p.workspace});
 }
 
 cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t product,
@@ -289,7 +318,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t prod
   const Algorithm& chosen = inside<const Algorithm>(algo);
   if (chosen.m != call.m() || chosen.n != call.n() || chosen.k != call.k() ||
       chosen.type_in != call.a.type || chosen.type_out != call.d.type ||
-      chosen.workspace > workspace_bytes || (chosen.workspace > 0 && !aligned(workspace, 256)) ||
+      chosen.epilogue != uint32_t(call.product.epilogue) || chosen.workspace > workspace_bytes ||
+      (chosen.workspace > 0 && !aligned(workspace, 256)) ||
       !arena_holds(workspace, chosen.workspace) || !aligned(a, chosen.align_a) ||
       !aligned(b, chosen.align_b) || !aligned(c, chosen.align_c) || !aligned(d, chosen.align_d))
     return CUBLAS_STATUS_INVALID_VALUE;

@@ -1,5 +1,6 @@
 #include "kernels/matmul.h"
 
+#include <array>
 #include <thread>
 
 #include "kernels/matmul_paths.h"
@@ -68,6 +69,30 @@ INSTANTIATE_TEST_SUITE_P(
                      testing::Values(Types{F, F, F}, Types{F, B, F}, Types{F, H, F}, Types{B, B, B},
                                      Types{B, B, F}, Types{B, F, B}, Types{B, F, F},
                                      Types{F, F, B})));
+
+// The product is rounded to y's type before the bias is added, and after it.
+TEST(MatmulBias, AgreesWithDefinition) {
+  for (const Shape& s : {Shape{3, 5, 7}, Shape{65, 8, 96}, Shape{1, 130, 64}, Shape{4, 6, 0},
+                         Shape{0, 4, 4}, Shape{300, 90, 33}})
+    for (const auto& [xt, wt, yt, bias_type] :
+         {std::array{F, F, F, F}, {F, B, F, B}, {B, B, B, B}, {B, B, F, H}, {F, H, F, H}})
+      for (const int threads : {1, 3}) {
+        Stream stream(threads);
+        HostMatrix x(s.m, s.k, xt), w(s.n, s.k, wt), bias(1, s.n, bias_type), y(s.m, s.n, yt, 3);
+        x.randomize(1), w.randomize(2), bias.randomize(3, 3), y.fill(NAN);
+        matmul_nt_bias(stream, y, x, w, bias);
+        const double step = rounding(yt) * 1.01;
+        for (int64_t i = 0; i < s.m; ++i)
+          for (int64_t j = 0; j < s.n; ++j) {
+            double sum = 0;
+            for (int64_t p = 0; p < s.k; ++p) sum += x(i, p) * w(j, p);
+            const double want = sum + bias(0, j);
+            ASSERT_NEAR(y(i, j), want,
+                        4e-7 * (double(s.k) + 4) + step * (std::abs(sum) + std::abs(want)));
+          }
+        EXPECT_TRUE(y.gaps_untouched());
+      }
+}
 
 // More than one tile in each direction.
 TEST(MatmulTiles, Agree) {

@@ -50,7 +50,7 @@ class Pass {
   }
   void lora(const char* kernel, int64_t m, int64_t n, int64_t k, DType y, DType a, DType b,
             bool accumulate);
-  void group_forward(const GroupShape& g, bool with_bias, bool reuse_u);
+  void group_forward(const GroupShape& g, bool reuse_u);
   void group_backward(const GroupShape& g, bool needs_dx);
   void project_qkv(const BlockShape& b, bool adds, bool reuse_u);
   void project_gate_up(const BlockShape& b, bool adds, bool reuse_u);
@@ -77,7 +77,7 @@ void Pass::lora(const char* kernel, int64_t m, int64_t n, int64_t k, DType y, DT
   tally_.set_part(part);
 }
 
-void Pass::group_forward(const GroupShape& g, bool with_bias, bool reuse_u) {
+void Pass::group_forward(const GroupShape& g, bool reuse_u) {
   const int64_t in = g.linears[0].in;
   if (g.adapted() && !reuse_u) {
     if (job_.dropout == 0) {
@@ -91,7 +91,6 @@ void Pass::group_forward(const GroupShape& g, bool with_bias, bool reuse_u) {
   }
   for (const LinearShape& l : g.linears) {
     tally_.product("matmul_nt", tokens_, l.out, l.in, act_, act_, job_.base_type, false, bf16_);
-    if (with_bias && g.bias) tally_.pass("add_bias", 2 * rows(l.out));
     if (l.rank > 0) lora("matmul_nt", tokens_, l.out, l.rank, act_, kF32, kF32, true);
   }
 }
@@ -137,14 +136,14 @@ void Pass::normed_query_key() {
 
 void Pass::project_qkv(const BlockShape& b, bool adds, bool reuse_u) {
   half_norm(adds);
-  group_forward(b.qkv, true, reuse_u);
+  group_forward(b.qkv, reuse_u);
   if (!d_.qk_norm) rotate();
   normed_query_key();
 }
 
 void Pass::project_gate_up(const BlockShape& b, bool adds, bool reuse_u) {
   half_norm(adds);
-  group_forward(b.gate_up, true, reuse_u);
+  group_forward(b.gate_up, reuse_u);
 }
 
 // q k^T and p v.
@@ -169,11 +168,11 @@ void Pass::forward(const BlockShape& b, bool first, bool last) {
   tally_.set_part("forward");
   project_qkv(b, !first, false);
   attend(b);
-  group_forward(b.o, false, false);
+  group_forward(b.o, false);
   reduce("attention.forward", d_.hidden);
   project_gate_up(b, true, false);
   tally_.pass("gated_activation_forward", 3 * rows(d_.features));
-  group_forward(b.down, false, false);
+  group_forward(b.down, false);
   reduce("mlp.forward", d_.hidden);
   if (!last) return;
   if (b.down.bias) tally_.pass("add_bias", 2 * rows(d_.hidden));
