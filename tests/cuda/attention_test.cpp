@@ -5,27 +5,12 @@
 #include "kernels/cuda/device.h"
 #include "kernels/transfer.h"
 #include "tests/cuda/device.h"
-#include "tests/kernels/reference.h"
+#include "tests/kernels/attention_problem.h"
 
 namespace lorashard {
 namespace {
 
-struct Case {
-  int64_t heads, kv_heads, head_dim, group, group_offset, window;
-  std::vector<int32_t> queries, keys;  // lengths by sequence
-};
-
-void PrintTo(const Case& c, std::ostream* out) {
-  *out << "heads " << c.heads << " kv " << c.kv_heads << " dim " << c.head_dim << " group "
-       << c.group << "+" << c.group_offset << " window " << c.window << " lengths";
-  for (size_t i = 0; i < c.queries.size(); ++i) *out << " " << c.queries[i] << "/" << c.keys[i];
-}
-
-std::vector<int32_t> offsets(const std::vector<int32_t>& lengths) {
-  std::vector<int32_t> o{0};
-  for (int32_t n : lengths) o.push_back(o.back() + n);
-  return o;
-}
+using Case = AttentionCase;
 
 // A host matrix's twin in device memory, gaps included.
 struct OnDevice {
@@ -44,33 +29,8 @@ struct OnDevice {
   Buffer buffer;
 };
 
-struct Problem {
-  HostMatrix q, k, v, g, o, lse, dq, dk, dv;
-  AttentionShape shape;
-  std::vector<int32_t> q_offsets, kv_offsets;
-
-  Problem(const Case& c, DType t, int64_t pad)
-      : q(offsets(c.queries).back(), c.heads * c.head_dim, t, pad),
-        k(offsets(c.keys).back(), c.kv_heads * c.head_dim, t, pad),
-        v(k),
-        g(q),
-        o(q),
-        lse(q.rows, c.heads, DType::F32, pad),
-        dq(q),
-        dk(k),
-        dv(k),
-        shape{.heads = c.heads,
-              .kv_heads = c.kv_heads,
-              .head_dim = c.head_dim,
-              .group = c.group,
-              .group_offset = c.group_offset,
-              .scale = float(1 / std::sqrt(double(c.head_dim))),
-              .window = c.window},
-        q_offsets(offsets(c.queries)),
-        kv_offsets(offsets(c.keys)) {
-    q.randomize(1), k.randomize(2), v.randomize(3), g.randomize(4);
-    for (HostMatrix* m : {&o, &lse, &dq, &dk, &dv}) m->fill(NAN);  // outputs are '='
-  }
+struct Problem : AttentionProblem {
+  using AttentionProblem::AttentionProblem;
 
   // The same numbers, stored in fp32.
   Problem in_f32(const Case& c) const {
@@ -81,13 +41,6 @@ struct Problem {
     };
     copy(wide.q, q), copy(wide.k, k), copy(wide.v, v), copy(wide.g, g);
     return wide;
-  }
-
-  void compute_on_cpu() {
-    Stream stream(1);
-    const Sequences sequences{q_offsets, kv_offsets};
-    attention_forward(stream, o, lse, q, k, v, sequences, shape);
-    attention_backward(stream, dq, dk, dv, g, q, k, v, o, lse, sequences, shape);
   }
 
   void compute_on_cuda() {
@@ -106,8 +59,6 @@ struct Problem {
     attention_backward(stream, dq_, dk_, dv_, g_, q_, k_, v_, o_, lse_, sequences, shape);
     for (OnDevice* m : {&o_, &lse_, &dq_, &dk_, &dv_}) m->fetch();
   }
-
-  std::vector<const HostMatrix*> outputs() const { return {&o, &lse, &dq, &dk, &dv}; }
 };
 
 // Largest difference, over the largest value that there is or over one: gradients that cancel to
@@ -140,7 +91,7 @@ TEST_P(CudaAttention, AgreesWithCpu) {
     Problem cuda(c, type, pad);
     Problem cpu = cuda.in_f32(c);
     cuda.compute_on_cuda();
-    cpu.compute_on_cpu();
+    cpu.compute_on_cpu(1);
     for (size_t i = 0; i < 5; ++i) {
       const bool rounded = type == DType::BF16 && i != 1;
       const double error = distance(*cuda.outputs()[i], *cpu.outputs()[i]);
@@ -225,7 +176,7 @@ TEST(CudaAttentionForward, IsStableForLargeScores) {
     cuda.q.randomize(5, 60), cuda.k.randomize(6, 60);
     Problem cpu = cuda.in_f32(c);
     cuda.compute_on_cuda();
-    cpu.compute_on_cpu();
+    cpu.compute_on_cpu(1);
     // Scores reach 1e4 with an fp32 step near 1e-3, which is then the relative error of p.
     EXPECT_LE(distance(cuda.o, cpu.o), 1e-2);
   }

@@ -1,26 +1,12 @@
 #include "kernels/attention.h"
 
-#include "tests/kernels/reference.h"
+#include "tests/kernels/attention_problem.h"
 
 namespace lorashard {
 namespace {
 
-struct Case {
-  int64_t heads, kv_heads, head_dim, group, group_offset, window;
-  std::vector<int32_t> queries, keys;  // lengths by sequence
-};
-
-void PrintTo(const Case& c, std::ostream* out) {
-  *out << "heads " << c.heads << " kv " << c.kv_heads << " dim " << c.head_dim << " group "
-       << c.group << "+" << c.group_offset << " window " << c.window << " lengths";
-  for (size_t i = 0; i < c.queries.size(); ++i) *out << " " << c.queries[i] << "/" << c.keys[i];
-}
-
-std::vector<int32_t> offsets(const std::vector<int32_t>& lengths) {
-  std::vector<int32_t> o{0};
-  for (int32_t n : lengths) o.push_back(o.back() + n);
-  return o;
-}
+using Case = AttentionCase;
+using Problem = AttentionProblem;
 
 // Calls f(head, kv head, query row, first key row, end key row) for every query row.
 void for_queries(const Case& c,
@@ -83,48 +69,14 @@ Reference reference(const Case& c, double scale, const HostMatrix& q, const Host
   return r;
 }
 
-struct Problem {
-  HostMatrix q, k, v, g, o, lse, dq, dk, dv;
-  double scale;
-
-  Problem(const Case& c, DType t, int64_t pad)
-      : q(offsets(c.queries).back(), c.heads * c.head_dim, t, pad),
-        k(offsets(c.keys).back(), c.kv_heads * c.head_dim, t, pad),
-        v(k),
-        g(q),
-        o(q),
-        lse(q.rows, c.heads, DType::F32, pad),
-        dq(q),
-        dk(k),
-        dv(k),
-        scale(1 / std::sqrt(double(c.head_dim))) {
-    q.randomize(1), k.randomize(2), v.randomize(3), g.randomize(4);
-    for (HostMatrix* m : {&o, &lse, &dq, &dk, &dv}) m->fill(NAN);  // outputs are '='
-  }
-
-  void compute(const Case& c, int threads) {
-    Stream stream(threads);
-    const auto qo = offsets(c.queries), ko = offsets(c.keys);
-    const AttentionShape shape{.heads = c.heads,
-                               .kv_heads = c.kv_heads,
-                               .head_dim = c.head_dim,
-                               .group = c.group,
-                               .group_offset = c.group_offset,
-                               .scale = float(scale),
-                               .window = c.window};
-    attention_forward(stream, o, lse, q, k, v, {qo, ko}, shape);
-    attention_backward(stream, dq, dk, dv, g, q, k, v, o, lse, {qo, ko}, shape);
-  }
-};
-
 class Attention : public testing::TestWithParam<std::tuple<Case, DType>> {};
 
 TEST_P(Attention, AgreesWithDefinition) {
   const auto& [c, type] = GetParam();
   for (int64_t pad : {0, 6}) {
     Problem run(c, type, pad);
-    run.compute(c, 2);
-    const Reference want = reference(c, run.scale, run.q, run.k, run.v, run.g);
+    run.compute_on_cpu(2);
+    const Reference want = reference(c, run.shape.scale, run.q, run.k, run.v, run.g);
     // fp32: sums of up to 300 products of unit normals, exp within 2 ulp. bf16: the outputs are
     // rounded once, and the backward pass starts from an o rounded to bf16, which shifts delta.
     const double eps = rounding(type), small = type == DType::F32 ? 2e-5 : 0.02;
@@ -145,10 +97,10 @@ TEST_P(Attention, AgreesWithDefinition) {
 TEST_P(Attention, SameBitsForAnyThreads) {
   const auto& [c, type] = GetParam();
   Problem one(c, type, 0);
-  one.compute(c, 1);
+  one.compute_on_cpu(1);
   for (int threads : {2, 3, 16}) {
     Problem many(c, type, 0);
-    many.compute(c, threads);
+    many.compute_on_cpu(threads);
     EXPECT_EQ(one.o, many.o);
     EXPECT_EQ(one.lse, many.lse);
     EXPECT_EQ(one.dq, many.dq) << threads;
@@ -181,12 +133,11 @@ INSTANTIATE_TEST_SUITE_P(Shapes, Attention,
 TEST(AttentionForward, NeedsNoLse) {
   const Case c{2, 1, 16, 2, 0, 0, {9}, {9}};
   Problem with(c, DType::F32, 0), without(c, DType::F32, 0);
-  with.compute(c, 1);
+  with.compute_on_cpu(1);
   Stream stream(1);
   const auto qo = offsets(c.queries);
-  attention_forward(
-      stream, without.o, {}, without.q, without.k, without.v, {qo, qo},
-      {.heads = 2, .kv_heads = 1, .head_dim = 16, .group = 2, .scale = float(without.scale)});
+  attention_forward(stream, without.o, {}, without.q, without.k, without.v, {qo, qo},
+                    without.shape);
   EXPECT_EQ(with.o, without.o);
 }
 
@@ -195,8 +146,8 @@ TEST(AttentionForward, IsStableForLargeScores) {
   const Case c{1, 1, 16, 1, 0, 0, {100}, {100}};
   Problem run(c, DType::F32, 0);
   run.q.randomize(5, 60), run.k.randomize(6, 60);
-  run.compute(c, 2);
-  const Reference want = reference(c, run.scale, run.q, run.k, run.v, run.g);
+  run.compute_on_cpu(2);
+  const Reference want = reference(c, run.shape.scale, run.q, run.k, run.v, run.g);
   // Scores reach 1e4 with an fp32 step near 1e-3, which is then the relative error of p.
   expect_near(
       run.o, [&](int64_t i, int64_t j) { return want.o[size_t(i)][size_t(j)]; }, 2e-2, 0);

@@ -19,18 +19,20 @@ constexpr ProductShape kProducts[] = {{32, 48, 64, 0}, {5, 7, 13, 3}, {1, 8, 200
 
 constexpr float kAlpha = 0.5f;
 
-// Base weights are BF16 under F32 activations too.
-Parts nt(Stream& s, DType type) {
+// y = alpha x W^T + beta y (W of (n, k)) or alpha x W + beta y (W of (k, n)). Base weights are BF16
+// under F32 activations too.
+template <bool kTransposed>
+Parts by_weights(Stream& s, DType type) {
   Parts parts;
   for (const DType weights : {type, DType::BF16})
-    for (const auto& shape : kProducts) {
-      const auto [m, n, k, pad] = shape;
+    for (const auto& [m, n, k, pad] : kProducts) {
       const float beta = pad == 0 ? 0 : 1;
-      Operand y(s, m, n, type, 1, pad), x(s, m, k, type, 2, pad), w(s, n, k, weights, 3);
-      matmul_nt(s, y, x, w, kAlpha, beta);
-      parts.push_back(y.against([&, depth = shape.k](int64_t i, int64_t j) {
+      Operand y(s, m, n, type, 1, pad), x(s, m, k, type, 2, pad),
+          w(s, kTransposed ? n : k, kTransposed ? k : n, weights, 3);
+      (kTransposed ? matmul_nt : matmul_nn)(s, y, x, w, kAlpha, beta);
+      parts.push_back(y.against([&, depth = k](int64_t i, int64_t j) {
         double sum = 0;
-        for (int64_t c = 0; c < depth; ++c) sum += x(i, c) * w(j, c);
+        for (int64_t c = 0; c < depth; ++c) sum += x(i, c) * (kTransposed ? w(j, c) : w(c, j));
         return kAlpha * sum + (beta == 0 ? 0 : beta * y(i, j));
       }));
     }
@@ -51,23 +53,6 @@ Parts nt_bias(Stream& s, DType type) {
       return sum;
     }));
   }
-  return parts;
-}
-
-Parts nn(Stream& s, DType type) {
-  Parts parts;
-  for (const DType weights : {type, DType::BF16})
-    for (const auto& shape : kProducts) {
-      const auto [m, n, k, pad] = shape;
-      const float beta = pad == 0 ? 0 : 1;
-      Operand y(s, m, n, type, 1, pad), x(s, m, k, type, 2, pad), w(s, k, n, weights, 3);
-      matmul_nn(s, y, x, w, kAlpha, beta);
-      parts.push_back(y.against([&, depth = shape.k](int64_t i, int64_t j) {
-        double sum = 0;
-        for (int64_t c = 0; c < depth; ++c) sum += x(i, c) * w(c, j);
-        return kAlpha * sum + (beta == 0 ? 0 : beta * y(i, j));
-      }));
-    }
   return parts;
 }
 
@@ -135,11 +120,12 @@ Parts lora_dropped(Stream& s, DType type) {
 }  // namespace
 
 void add_product_checks(std::vector<KernelCheck>& checks) {
-  const std::pair<const char*, Parts (*)(Stream&, DType)> kAll[] = {{"matmul_nt", nt},
-                                                                    {"matmul_nt_bias", nt_bias},
-                                                                    {"matmul_nn", nn},
-                                                                    {"matmul_tn", tn},
-                                                                    {"lora_dropout", lora_dropped}};
+  const std::pair<const char*, Parts (*)(Stream&, DType)> kAll[] = {
+      {"matmul_nt", by_weights<true>},
+      {"matmul_nt_bias", nt_bias},
+      {"matmul_nn", by_weights<false>},
+      {"matmul_tn", tn},
+      {"lora_dropout", lora_dropped}};
   for (const auto& [name, run] : kAll)
     for (DType type : {DType::F32, DType::BF16})
       checks.push_back({name, type,
