@@ -52,6 +52,18 @@ Matrix Arena::take(int64_t rows, int64_t cols, DType type) {
   return matrix(at, rows, cols, type);
 }
 
+KeptLayers kept_layers(int64_t layers, Recompute recompute,
+                       const std::function<bool(KeptLayers)>& fits) {
+  if (recompute == Recompute::Full) return {};
+  if (recompute == Recompute::Mlp) return {0, layers};
+  KeptLayers kept{layers, 0};
+  if (recompute == Recompute::None) return kept;
+  // Gate and up go first: they give the most memory for the least work.
+  while (kept.all > 0 && !fits(kept)) --kept.all, ++kept.attention;
+  while (kept.attention > 0 && !fits(kept)) --kept.attention;
+  return kept;
+}
+
 Activations plan_activations(Arena& arena, const ActivationDims& d,
                              const std::vector<BlockWeights>& weights) {
   Activations plan;
@@ -67,8 +79,8 @@ Activations plan_activations(Arena& arena, const ActivationDims& d,
   int64_t widest = 0;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t from_top = count - i;
-    const bool all = d.backward && from_top <= d.keep_all;
-    const bool attention = d.backward && from_top <= d.keep_all + d.keep_attention;
+    const bool all = d.backward && from_top <= d.kept.all;
+    const bool attention = d.backward && from_top <= d.kept.all + d.kept.attention;
     plan.keep.push_back(all ? Keep::All : attention ? Keep::Attention : Keep::Nothing);
     BlockActivations& a = plan.blocks.emplace_back();
     if (attention) plan_attention(arena, d, a);

@@ -2,6 +2,7 @@
 // out once, nothing allocated in a step.
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "trainer/block.h"
@@ -26,6 +27,19 @@ class Arena {
   size_t next_ = 0, used_ = 0;
 };
 
+enum class Recompute : uint8_t { Auto, None, Mlp, Full };
+
+// Of the adapted layers and those between, from the top: how many keep everything, and how many of
+// those below them all but gate and up (Keep::Attention). The others keep their inputs only.
+struct KeptLayers {
+  int64_t all = 0, attention = 0;
+  bool operator==(const KeptLayers&) const = default;
+};
+
+// What of `layers` a run keeps: with Auto, as much as `fits` says yes to.
+KeptLayers kept_layers(int64_t layers, Recompute recompute,
+                       const std::function<bool(KeptLayers)>& fits);
+
 struct ActivationDims {
   int64_t tokens = 0;  // T at most
   int64_t hidden = 0;
@@ -36,9 +50,7 @@ struct ActivationDims {
   DType type = DType::F32;
   int64_t first_layer = 0;  // lowest adapted layer; layers below it keep nothing
   int64_t layers = 0;
-  // Of those from first_layer on, the topmost `keep_all` keep everything, the `keep_attention`
-  // below them Keep::Attention, the others nothing.
-  int64_t keep_all = 0, keep_attention = 0;
+  KeptLayers kept;  // of those from first_layer on
 };
 
 struct Activations {

@@ -84,20 +84,17 @@ void Model::plan() {
     arena.back_to(activations_.shared_at);
     loss_.plan(arena);
   };
-  const auto bytes = [&](int64_t keep_all, int64_t keep_attention) {
-    d.keep_all = keep_all;
-    d.keep_attention = keep_attention;
+  const auto bytes = [&](KeptLayers kept) {
+    d.kept = kept;
     Arena counter;
     lay_out(counter);
     return counter.used();
   };
-  const int64_t layers = d.backward ? d.layers - d.first_layer : 0;
-  int64_t keep_all = layers, keep_attention = 0;
   size_t budget = options_.memory_budget;
   if (d.backward) {
     // Scratch comes first, in memory that was free when the budget was made. Its size does not
     // depend on what is kept, so that the addresses of any layout serve.
-    d.keep_all = d.keep_attention = 0;
+    d.kept = {};
     alignas(64) static char nothing[64];
     Arena arena(nothing);
     lay_out(arena);
@@ -105,20 +102,11 @@ void Model::plan() {
     stream_.reserve_for([&] { forward_backward(largest_micro_batch()); });
     budget -= std::min(budget, stream_.scratch_bytes() - before);
   }
-  if (options_.recompute == Recompute::Mlp) std::swap(keep_all, keep_attention);
-  if (options_.recompute == Recompute::Full) keep_all = 0;
-  if (options_.recompute == Recompute::Auto && options_.memory_budget > 0) {
-    // Gate and up go first: they give the most memory for the least work.
-    while (keep_all > 0 && bytes(keep_all, keep_attention) > budget) {
-      --keep_all;
-      ++keep_attention;
-    }
-    while (keep_attention > 0 && bytes(0, keep_attention) > budget) {
-      --keep_attention;
-    }
-  }
+  const KeptLayers kept =
+      kept_layers(d.backward ? d.layers - d.first_layer : 0, options_.recompute,
+                  [&](KeptLayers k) { return options_.memory_budget == 0 || bytes(k) <= budget; });
   memory_ = Buffer();  // before the new one exists
-  memory_ = Buffer(stream_, bytes(keep_all, keep_attention));
+  memory_ = Buffer(stream_, bytes(kept));
   Arena arena(memory_.data());
   lay_out(arena);
 }

@@ -12,8 +12,6 @@
 
 namespace lorashard {
 
-enum class Recompute : uint8_t { Auto, None, Mlp, Full };
-
 struct ModelOptions {
   DType activation_type = DType::F32;
   int64_t max_tokens = 0;     // of one micro-batch
@@ -65,9 +63,9 @@ class Model {
   std::string attention_choice(int64_t sequences);
   // Layers that compute everything again, and those that only do their gate and up products.
   int64_t recomputed_layers() const {
-    return dims_.layers - dims_.first_layer - dims_.keep_all - dims_.keep_attention;
+    return dims_.layers - dims_.first_layer - dims_.kept.all - dims_.kept.attention;
   }
-  int64_t recomputed_mlps() const { return dims_.keep_attention; }
+  int64_t recomputed_mlps() const { return dims_.kept.attention; }
   int64_t first_layer() const { return dims_.first_layer; }
   size_t activation_bytes() const { return memory_.bytes(); }
 

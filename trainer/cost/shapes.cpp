@@ -108,8 +108,7 @@ RankShape rank_shape(const TrainingJob& job, int tensor_rank) {
 
 ArenaBytes arena_bytes(const RankShape& shape, KeptLayers kept) {
   ActivationDims d = shape.dims;
-  d.keep_all = kept.all;
-  d.keep_attention = kept.attention;
+  d.kept = kept;
   Arena arena;
   const Activations plan = plan_activations(arena, d, without_data(shape.blocks));
   ArenaBytes bytes;
@@ -121,15 +120,9 @@ ArenaBytes arena_bytes(const RankShape& shape, KeptLayers kept) {
 }
 
 KeptLayers kept_layers(const RankShape& shape, Recompute recompute, double budget) {
-  const int64_t layers = shape.dims.layers - shape.dims.first_layer;
-  if (recompute == Recompute::Full) return {};
-  if (recompute == Recompute::Mlp) return {0, layers};
-  KeptLayers kept{layers, 0};
-  if (recompute == Recompute::None || budget <= 0) return kept;
-  const auto too_much = [&] { return arena_bytes(shape, kept).total() > budget; };
-  while (kept.all > 0 && too_much()) --kept.all, ++kept.attention;
-  while (kept.attention > 0 && too_much()) --kept.attention;
-  return kept;
+  return kept_layers(shape.dims.layers - shape.dims.first_layer, recompute, [&](KeptLayers kept) {
+    return budget <= 0 || arena_bytes(shape, kept).total() <= budget;
+  });
 }
 
 }  // namespace lorashard

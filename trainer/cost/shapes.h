@@ -6,7 +6,6 @@
 
 #include "checkpoint/model_config.h"
 #include "trainer/activations.h"
-#include "trainer/model.h"
 
 namespace lorashard {
 
@@ -69,13 +68,6 @@ struct RankShape {
 };
 
 RankShape rank_shape(const TrainingJob& job, int tensor_rank);
-
-// Of the adapted layers and those between, from the top: how many keep everything, and how many of
-// those below them all but gate and up. The others keep their inputs only.
-struct KeptLayers {
-  int64_t all = 0, attention = 0;
-  bool operator==(const KeptLayers&) const = default;
-};
 
 // Bytes of the one arena that Model plans: by itself, and what the loss needs beyond that, in the
 // memory that layers do not use between forward and backward.
