@@ -3,42 +3,23 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <ctime>
 #include <filesystem>
 #include <new>
 #include <thread>
 
 #include "configs/error.h"
+#include "configs/signals.h"
 #include "parallel/mpi.h"
 
 namespace lorashard {
 namespace {
 
-volatile std::sig_atomic_t last_signal = 0;
-volatile std::sig_atomic_t last_signal_s = 0;  // when, on the monotonic clock
-
-int seconds_now() {
-  timespec now{};
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return int(now.tv_sec);
-}
-
-// A batch system signals mpirun and its ranks, and mpirun passes it on: what comes within a second
-// or two is the same wish again.
-void remember_signal(int signal) {
-  constexpr int kSameWish_s = 2;
-  const int now = seconds_now();
-  if (last_signal != 0) {
-    if (now - last_signal_s < kSameWish_s) return;
-    std::signal(signal, SIG_DFL);
-    std::raise(signal);
-  }
-  last_signal_s = now;
-  last_signal = signal == SIGUSR1 ? SIGTERM : signal;
-}
+// MPI runs: its memory says which rank of a host speaks.
+std::atomic<bool> mpi_is_up = false;
 
 void tell(const char* what) {
   std::fflush(stdout);
@@ -62,16 +43,30 @@ void tell(const char* what) {
   std::_Exit(status);
 }
 
+// Of the ranks of a host that meet the same thing, each on its own and at any moment, one speaks.
+// May be called in a signal handler.
+bool speaks_for_host() { return mpi_is_up ? first_of_host_to_ask() : !is_extra_rank(); }
+
 // A page of a mapped file that is gone: the file was cut short, or its disk fails.
 [[noreturn]] void lost_page(int) {
   static constexpr char kText[] =
       "error: mapped file: a part of the model or adapter can no longer be read; it was cut short, "
       "replaced in place, or its disk fails\n";
-  if (first_of_host_to_ask()) {
+  if (speaks_for_host()) {
     [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, kText, sizeof kText - 1);
   }
   ::_exit(kExitFailure);
 }
+
+// On the thread that waits for signals, while all others go on.
+[[noreturn]] void end_now(const std::string& line, int status) {
+  if (speaks_for_host()) {
+    [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, line.data(), line.size());
+  }
+  ::_exit(status);
+}
+
+const char* name_of(int signal) { return signal == SIGINT ? "SIGINT" : "SIGTERM"; }
 
 int run_body(Communicator& world, HostRank host, const std::function<int(const Ranks&)>& body) {
   const auto failed = [&](const char* what, int status, bool on_all_ranks) {
@@ -98,13 +93,15 @@ int run_body(Communicator& world, HostRank host, const std::function<int(const R
 }  // namespace
 
 int run_job(int* argc, char*** argv, bool with_mpi, const std::function<int(const Ranks&)>& body) {
-  std::signal(SIGBUS, lost_page);
+  handle_fault(SIGBUS, lost_page);
   if (!with_mpi || !started_by_mpi_launcher()) {
     const auto world = make_self_communicator();
     return run_body(*world, {}, body);
   }
   try {
     MpiEnvironment environment(argc, argv);
+    move_fault_handlers_aside();
+    mpi_is_up = true;
     const auto world = make_world_communicator();
     return run_body(*world, host_rank(), body);
   } catch (const Error& e) {
@@ -120,16 +117,27 @@ bool is_extra_rank() {
   return false;
 }
 
-void catch_stop_signals() {
-  struct sigaction action {};
-  action.sa_handler = remember_signal;
-  action.sa_flags = SA_RESTART;
-  sigaction(SIGINT, &action, nullptr);
-  sigaction(SIGTERM, &action, nullptr);
-  sigaction(SIGUSR1, &action, nullptr);
+void stop_at_once(const std::function<bool()>& has_checkpoint) {
   std::signal(SIGPIPE, SIG_IGN);
+  on_stop_signal([has_checkpoint](int signal) {
+    const std::string by = std::string("stopped by ") + name_of(signal);
+    if (has_checkpoint()) {
+      end_now(by + " before a further step was done; continue with --resume\n", 128 + signal);
+    }
+    end_now("error: start-up: " + by +
+                " before the first step was done, so there is no checkpoint; start the run again "
+                "with --resume\n",
+            kExitFailure);
+  });
 }
 
-int stop_signal() { return last_signal; }
+void stop_after_a_checkpoint() {
+  remember_stop_signals([](int signal) {
+    end_now(std::string("error: stop: a second signal, ") + name_of(signal) +
+                ", ended the run before its checkpoint was written; --resume continues from the "
+                "one before\n",
+            kExitFailure);
+  });
+}
 
 }  // namespace lorashard

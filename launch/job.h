@@ -16,11 +16,16 @@ int run_job(int* argc, char*** argv, bool with_mpi, const std::function<int(cons
 // environment, not MPI.
 bool is_extra_rank();
 
-// From now on SIGINT and SIGTERM are remembered instead of ending the process; stop_signal() gives
-// the last one, or 0. SIGUSR1, which mpirun and Slurm can pass on to every rank, counts as SIGTERM.
-// A second one, if it is not that of the same moment, ends the process at once. A reader of our
-// output that goes away (SIGPIPE) does not end the run.
-void catch_stop_signals();
-int stop_signal();
+// The stop signals of `train`; call before run_job. A reader of our output that goes away (SIGPIPE)
+// does not end the run.
+//
+// stop_at_once(): until a step is done there is nothing to save. A stop signal ends the process on
+// the spot, with one line: status 3, or 130 or 143 where the run is resumed and `run_dir` holds the
+// checkpoint that it would have gone on from.
+void stop_at_once(const std::function<bool()>& has_checkpoint);
+// stop_after_a_checkpoint(): from now on they are remembered (configs/signals.h), for the run to
+// end in order. A second one ends the process at once, with status 3: the checkpoint is not
+// written.
+void stop_after_a_checkpoint();
 
 }  // namespace lorashard

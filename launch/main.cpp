@@ -1,10 +1,13 @@
 // lorashard: the command line. Each subcommand's work is elsewhere; what is here is what it is
 // called.
 #include <CLI/CLI.hpp>
+#include <atomic>
 #include <cstdio>
+#include <filesystem>
 #include <iostream>
 
 #include "configs/error.h"
+#include "configs/signals.h"
 #include "launch/commands.h"
 #include "launch/job.h"
 #include "parallel/agree.h"
@@ -140,15 +143,26 @@ int run(CLI::App& app, Arguments& a, int argc, char** argv) {
   };
   if (app.got_subcommand("train") || app.got_subcommand("eval")) {
     const bool training = app.got_subcommand("train");
-    if (training) catch_stop_signals();
+    std::atomic<bool> in_run_folder = false;  // config.run.output().dir() is known
+    Config config;
+    if (training) {
+      stop_at_once([&] {
+        return a.resume && in_run_folder &&
+               std::filesystem::exists(config.run.output().dir() + "/checkpoints/latest");
+      });
+    }
     return on_all_ranks([&](const Ranks& ranks) {
-      Config config;
       run_agreed(ranks.world, [&] {
         config = load_config(a.config, a.overrides, training ? ConfigUse::Train : ConfigUse::Eval);
       });
       if (!training) return evaluate(config, a.eval_adapter, ranks);
+      in_run_folder = true;
       return train(config, ranks,
-                   {.resume = a.resume, .profile = a.profile, .stop_signal = stop_signal});
+                   {.resume = a.resume,
+                    .profile = a.profile,
+                    .first_step_done = stop_after_a_checkpoint,
+                    .stop_signal = stop_signal,
+                    .stop_within_steps = true});
     });
   }
   if (app.got_subcommand("shard")) {
@@ -180,6 +194,7 @@ int run(CLI::App& app, Arguments& a, int argc, char** argv) {
 
 int main(int argc, char** argv) {
   using namespace lorashard;
+  own_signals();
   CLI::App app{"lorashard: LoRA fine-tuning of transformers over tensor-parallel ranks"};
   Arguments arguments;
   declare(app, arguments);

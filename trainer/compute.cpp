@@ -62,6 +62,14 @@ Compute::Compute(const Ranks& ranks, const DeviceChoice& choice, int threads)
   if (choice.backend == Backend::CUDA) nccl_ = make_nccl_communicator(host_, stream_);
 }
 
+double peak_rss_mib() {
+  std::ifstream file("/proc/self/status");
+  for (std::string line; std::getline(file, line);) {
+    if (line.starts_with("VmHWM:")) return std::stod(line.substr(6)) / 1024;
+  }
+  return 0;
+}
+
 size_t activation_budget(const Stream& stream, int host_ranks) {
   if (stream.backend() == Backend::CUDA) return stream.available_bytes() / 10 * 9;
   std::ifstream file("/proc/meminfo");

@@ -45,6 +45,10 @@ class Compute {
   std::unique_ptr<Communicator> nccl_;
 };
 
+// The most memory that this process has had resident, in MiB; 0 where the system does not say.
+// Unlike getrusage's figure it begins anew when a program is started by another.
+double peak_rss_mib();
+
 // Bytes of activations that `recompute: AUTO` may fill: 60 % of what the host has available, shared
 // among its ranks, or 90 % of what the device has.
 size_t activation_budget(const Stream& stream, int host_ranks);

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <csignal>
 #include <optional>
 
 #include "configs/error.h"
@@ -13,18 +14,28 @@
 namespace lorashard {
 
 EvalSum evaluate_loss(Model& model, std::shared_ptr<const Dataset> data, const std::string& path,
-                      int64_t micro_batch, const Mesh& mesh) {
+                      int64_t micro_batch, const Mesh& mesh,
+                      const std::function<int()>& stop_signal) {
   const EvalBatches batches(data, micro_batch, mesh.dp_rank, mesh.dp_size);
-  double sums[2] = {0, 0};  // loss, counted labels
+  double sums[4] = {0, 0, 0, 0};  // loss, counted labels; ranks that got SIGINT, SIGTERM
+  Stream host(1);                 // they lie in host memory
   for (int64_t m = 0; m < batches.micro_batches(); ++m) {
+    if (stop_signal) {
+      // The ranks of a tensor-parallel group leave together.
+      int64_t signals[2] = {stop_signal() == SIGINT, stop_signal() == SIGTERM};
+      mesh.tensor->all_reduce_sum(host, matrix(signals, 1, 2, DType::I64), "stop");
+      sums[2] = double(signals[0]);
+      sums[3] = double(signals[1]);
+      if (signals[0] + signals[1] > 0) break;
+    }
     const MicroBatch batch = batches.micro_batch(m);
     const double loss = model.evaluate(batch);
     if (mesh.tp_rank != 0) continue;  // counted once in a tensor-parallel group
     sums[0] += loss;
     sums[1] += double(batch.counted);
   }
-  Stream host(1);  // the sums lie in host memory
-  mesh.world->all_reduce_sum(host, matrix(sums, 1, 2, DType::F64), "eval_loss");
+  mesh.world->all_reduce_sum(host, matrix(sums, 1, 4, DType::F64), "eval_loss");
+  if (sums[2] + sums[3] > 0) return {.stop_signal = sums[3] > 0 ? SIGTERM : SIGINT};
   if (sums[1] == 0) {
     Error error(kExitInput, path,
                 "no label counts; at least one must differ from -100 and have a "
@@ -32,7 +43,7 @@ EvalSum evaluate_loss(Model& model, std::shared_ptr<const Dataset> data, const s
     error.on_all_ranks = true;
     throw error;
   }
-  return {sums[0], int64_t(sums[1]), data->size()};
+  return {.loss_sum = sums[0], .counted = int64_t(sums[1]), .sequences = data->size()};
 }
 
 int evaluate(const Config& config, const std::string& adapter_dir, const Ranks& ranks) {

@@ -24,6 +24,8 @@ enum Slot {
   kTokensLow,
   kInt,
   kTerm,
+  kLeft,
+  kSlow,
   kSlots
 };
 
@@ -49,6 +51,8 @@ StepCounts reduce_step(Stream& stream, Factors& factors, Communicator& world,
   put_count(tail, kTokensHigh, kTokensLow, mine.tokens);
   tail[kInt] = mine.interrupted;
   tail[kTerm] = mine.terminated;
+  tail[kLeft] = mine.left;
+  tail[kSlow] = mine.slow;
   tail[size_t(kSlots + world.rank())] = float(mine.rss_mib);
   float* device_tail = factors.gradients() + factors.size();
   const int64_t tail_bytes = factors.tail() * int64_t{sizeof(float)};
@@ -70,6 +74,8 @@ StepCounts reduce_step(Stream& stream, Factors& factors, Communicator& world,
   sum.tokens = get_count(tail, kTokensHigh, kTokensLow);
   sum.interrupted = tail[kInt] > 0;
   sum.terminated = tail[kTerm] > 0;
+  sum.left = tail[kLeft] > 0;
+  sum.slow = tail[kSlow] > 0;
   sum.rss_mib = *std::max_element(tail.begin() + kSlots, tail.end());
   return sum;
 }

@@ -19,6 +19,8 @@ struct StepCounts {
   int64_t tokens = 0;           // input tokens
   bool interrupted = false;     // SIGINT arrived
   bool terminated = false;      // SIGTERM arrived
+  bool left = false;            // micro-batches are missing, because of the signal
+  bool slow = false;            // long enough to look for signals within the next step
   double rss_mib = 0;           // peak of this rank
   double gradient_squares = 0;  // of the sums only: sum of squares of the summed gradient
 };

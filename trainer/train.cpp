@@ -1,7 +1,6 @@
 #include "trainer/train.h"
 
 #include <fmt/format.h>
-#include <sys/resource.h>
 
 #include <chrono>
 #include <cmath>
@@ -9,6 +8,7 @@
 #include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "checkpoint/training_state.h"
 #include "configs/error.h"
@@ -28,12 +28,6 @@ namespace {
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-double peak_rss_mib() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return double(usage.ru_maxrss) / 1024;
 }
 
 ScheduleKind schedule_kind(const RunConfig& run) {
@@ -156,11 +150,13 @@ class Trainer {
   int run();
 
  private:
+  int stop(int signal);
   void open_inputs();
   void make_factors();
   void start_or_resume();
   void make_model();
   StepCounts accumulate_gradients();
+  int stop_signal_of_group() const;
   StepMetrics optimizer_step(const StepCounts& sum);
   void save_checkpoint();
   void report_data_notes();
@@ -190,6 +186,8 @@ class Trainer {
   std::optional<Model> model_;
   std::optional<BatchStream> batches_;
   std::optional<MetricsFile> metrics_;  // on the first rank
+  bool look_within_step_ = false;       // the step before was long; the same on all ranks
+  int64_t saved_step_ = -1;             // of the newest checkpoint that this call wrote
 };
 
 Trainer::Trainer(const Config& config, const Ranks& ranks, const TrainOptions& options)
@@ -284,21 +282,38 @@ void Trainer::make_model() {
                    mesh_.dp_size);
 }
 
-// Forward and backward over this rank's micro-batches of the step.
+// The stop signal of any rank of this tensor-parallel group, whose ranks leave a step together.
+int Trainer::stop_signal_of_group() const {
+  int64_t signals[2] = {options_.stop_signal() == SIGINT, options_.stop_signal() == SIGTERM};
+  Stream host(1);
+  mesh_.tensor->all_reduce_sum(host, matrix(signals, 1, 2, DType::I64), "stop");
+  return signals[1] > 0 ? SIGTERM : signals[0] > 0 ? SIGINT : 0;
+}
+
+// Forward and backward over this rank's micro-batches of the step. A tensor-parallel group that
+// gets a stop signal in a long step leaves it; the step's reduction tells the others.
 StepCounts Trainer::accumulate_gradients() {
+  const auto start = std::chrono::steady_clock::now();
   StepCounts mine;
   fill_zero(stream_, matrix(factors_->gradients(), 1, factors_->size(), DType::F32));
   model_->clear_loss();
+  int signal = 0;
   for (int64_t m = 0; m < batches_->micro_batches(); ++m) {
+    if (look_within_step_ && (signal = stop_signal_of_group()) != 0) {
+      mine.left = true;
+      break;
+    }
     const MicroBatch batch = batches_->micro_batch(counters_.step, m);
     model_->forward_backward(batch);
     if (mesh_.tp_rank != 0) continue;  // counted once in a tensor-parallel group
     mine.counted += batch.counted;
     mine.tokens += int64_t(batch.ids.size());
   }
-  const int signal = options_.stop_signal();
+  if (!mine.left) signal = options_.stop_signal();
   mine.interrupted = signal == SIGINT;
   mine.terminated = signal == SIGTERM;
+  constexpr double kSlow_s = 0.5;
+  mine.slow = seconds_since(start) > kSlow_s;
   mine.rss_mib = peak_rss_mib();
   return mine;
 }
@@ -327,6 +342,8 @@ StepMetrics Trainer::optimizer_step(const StepCounts& sum) {
 }
 
 void Trainer::save_checkpoint() {
+  if (saved_step_ == counters_.step) return;
+  saved_step_ = counters_.step;
   if (!first_) return;
   for (const std::string& note :
        save_run(run_dir_, *factors_, counters_, run_.checkpoint().keep_last())) {
@@ -335,39 +352,50 @@ void Trainer::save_checkpoint() {
   console_.line(fmt::format("checkpoint step-{:06}", counters_.step));
 }
 
+// Ends the run by a signal: the checkpoint of the last finished step is on disk when it returns.
+// An error of the first rank's, who writes it, ends the job with its own status.
+int Trainer::stop(int signal) {
+  save_checkpoint();
+  finish();
+  console_.line(fmt::format("stopped by {} after step {}; continue with --resume",
+                            signal == SIGTERM ? "SIGTERM" : "SIGINT", counters_.step));
+  return 128 + signal;
+}
+
 int Trainer::run() {
   const int64_t steps = run_.train().steps();
   const auto every = [&](int64_t interval) {
     return interval > 0 && counters_.step % interval == 0;
   };
+  bool told_first_step = false;
   while (counters_.step < steps) {
     const auto start = std::chrono::steady_clock::now();
     const ProfileSpan span("step", "step");
     const StepCounts sum = reduce_step(stream_, *factors_, world_, accumulate_gradients(),
                                        mesh_.tp_rank == 0 ? model_->loss_sum() : nullptr);
+    look_within_step_ = options_.stop_within_steps && sum.slow;
+    int signal = sum.terminated ? SIGTERM : sum.interrupted ? SIGINT : 0;
+    if (sum.left) return stop(signal);
     StepMetrics line = optimizer_step(sum);
+    if (!std::exchange(told_first_step, true)) options_.first_step_done();
     line.step_time_s = seconds_since(start);
     line.tokens_per_s = double(sum.tokens) / line.step_time_s;
-    const bool stopping = sum.interrupted || sum.terminated;
     const bool last = counters_.step == steps;
-    if (eval_data_ && !stopping && (last || every(run_.train().eval_every()))) {
-      line.eval_loss = evaluate_loss(*model_, eval_data_, run_.data().eval(),
-                                     run_.train().micro_batch_size(), mesh_)
-                           .mean();
+    if (eval_data_ && signal == 0 && (last || every(run_.train().eval_every()))) {
+      const EvalSum eval = evaluate_loss(
+          *model_, eval_data_, run_.data().eval(), run_.train().micro_batch_size(), mesh_,
+          options_.stop_within_steps ? options_.stop_signal : std::function<int()>{});
+      signal = eval.stop_signal;
+      if (signal == 0) line.eval_loss = eval.mean();
     }
     if (metrics_) metrics_->append(line);
-    if (last || stopping || line.eval_loss || every(run_.train().log_every())) {
+    if (last || signal != 0 || line.eval_loss || every(run_.train().log_every())) {
       console_.line(format_step(line, steps));
     }
     console_.progress(counters_.step, steps, fmt::format("loss {:.4f}", line.loss));
     if (every(run_.train().replica_check_every())) check_replicas(*factors_, world_);
-    if (last || stopping || every(run_.checkpoint().every())) save_checkpoint();
-    if (stopping && !last) {
-      finish();
-      console_.line(fmt::format("stopped by {} after step {}; continue with --resume",
-                                sum.terminated ? "SIGTERM" : "SIGINT", counters_.step));
-      return 128 + (sum.terminated ? SIGTERM : SIGINT);
-    }
+    if (last || signal != 0 || every(run_.checkpoint().every())) save_checkpoint();
+    if (signal != 0 && !last) return stop(signal);
   }
   run_agreed(world_, [&] {
     if (first_) save_final_adapter(run_dir_, *factors_);

@@ -12,8 +12,13 @@ struct TrainOptions {
   bool resume = false;
   // Where to write what each rank did when, in Chrome's trace format; empty: nowhere.
   std::string profile;
-  // The signal that asks for an end (SIGINT, SIGTERM), or 0. Looked at once a step.
+  // Called when this run has done its first step: from now on there is something to save.
+  std::function<void()> first_step_done = [] {};
+  // The signal that asks for an end (SIGINT, SIGTERM), or 0. Looked at at the end of each step.
   std::function<int()> stop_signal = [] { return 0; };
+  // Looks at it between the micro-batches of long steps and of evaluation too. A step so left is
+  // forgotten: the checkpoint is that of the step before.
+  bool stop_within_steps = false;
 };
 
 // Trains as `config` says; every rank calls it. Returns the exit status: 0, or 130 or 143 when a

@@ -15,7 +15,7 @@ lorashard_test(cuda parallel PROPERTIES ${cuda_properties})
 target_sources(test_cuda PRIVATE ${kernels_of_tests})
 
 add_executable(test_nccl cuda/nccl_main.cpp)
-target_link_libraries(test_nccl PRIVATE parallel GTest::gtest)
+target_link_libraries(test_nccl PRIVATE own_signals parallel GTest::gtest)
 foreach(ranks 2 3)
   lorashard_mpi_test(cuda.NcclRanks${ranks} test_nccl ${ranks})
   set_tests_properties(cuda.NcclRanks${ranks} PROPERTIES ${cuda_properties})

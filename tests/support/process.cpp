@@ -14,6 +14,8 @@
 #include <stdexcept>
 #include <thread>
 
+#include "configs/signals.h"
+
 extern char** environ;
 
 namespace lorashard::test {
@@ -125,6 +127,7 @@ Process::Process(Command command) : command_(std::move(command)) {
   if (pid_ < 0) throw std::runtime_error("fork: " + std::string(std::strerror(errno)));
   if (pid_ == 0) {
     ::setpgid(0, 0);
+    unblock_all_signals();
     ::dup2(in_, 0);
     ::dup2(out_, 1);
     ::dup2(err_, 2);
