@@ -65,6 +65,24 @@ failed() {
 }
 trap failed EXIT
 
+# Ctrl-C or SIGTERM: a run under way ends as it should, after a checkpoint, and its status is ours.
+stopped() {
+  trap '' INT TERM HUP
+  local status=$1
+  if [ -n "$job" ]; then
+    kill -TERM "$job" 2>/dev/null || true
+    status=0
+    wait "$job" || status=$?
+    job=""
+    echo "quickstart: interrupted; the run $run ended with status $status (143: its checkpoint is on disk)" >&2
+  fi
+  log=""
+  if [ "$1" = 130 ] && [ "$status" -eq 143 ]; then status=130; fi
+  exit "$status"
+}
+trap 'stopped 130' INT
+trap 'stopped 143' TERM HUP
+
 # value NAME: of the metrics object on standard input.
 value() { sed -n "s/.*\"$1\": *\([-+0-9.eE]*\).*/\1/p"; }
 steps_done() { if [ -f "$run/metrics.jsonl" ]; then wc -l <"$run/metrics.jsonl"; else echo 0; fi; }
@@ -97,7 +115,8 @@ watch_job() {
   done
 }
 
-train() { mpirun -n 2 "$program" train "$config" --set output.dir="$run" "$@" </dev/null; }
+# In a session of its own, so that a Ctrl-C comes to this script alone, which passes it on.
+train() { LORASHARD=$program exec setsid bash launch/run_nodes.sh -n 2 train "$config" --set output.dir="$run" "$@" </dev/null; }
 
 heading "1. Debian packages"
 if [ $install = yes ]; then bash launch/install_packages.sh | sed 's/^/   /'; else say "skipped"; fi

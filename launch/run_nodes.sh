@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# lorashard over several hosts: one rank for each slot of a host file, with a stop that leaves time for
-# a checkpoint.
+# lorashard under mpirun, with a stop that leaves time for a checkpoint: on this machine, or over
+# several hosts with one rank for each slot of a host file.
 #
+#   launch/run_nodes.sh -n RANKS train CONFIG [--resume] [--set path=value]...
 #   launch/run_nodes.sh HOSTFILE train CONFIG [--resume] [--set path=value]...
 #
 # HOSTFILE has a line "NAME slots=COUNT" for each host; "#" begins a comment. Every host reaches the
 # program, the model and the data under the same paths; the run folder is needed on the first host
 # only. LORASHARD names the program (default: build/launch/lorashard beside this script).
-# SIGTERM and SIGINT end the run after a checkpoint, with status 143 and 130.
+# SIGTERM, SIGHUP and SIGINT (Ctrl-C) end the run after a checkpoint, with status 143 and 130; a second
+# one, some seconds later, ends it at once. The status is always the job's: 130 and 143 mean that the
+# checkpoint is on disk, 0 that the run was finished before it noticed.
 set -euo pipefail
 
 fail() {
@@ -15,47 +18,74 @@ fail() {
   exit 2
 }
 
-[ $# -ge 2 ] || fail "command line" "usage: launch/run_nodes.sh HOSTFILE train CONFIG [OPTIONS]"
-hostfile=$1
-shift
-[ -f "$hostfile" ] && [ -r "$hostfile" ] || fail "$hostfile" "is no readable file; give a host file"
+[ $# -ge 2 ] || fail "command line" "usage: launch/run_nodes.sh HOSTFILE|-n RANKS train CONFIG [OPTIONS]"
+hostfile="" ranks=0
+if [ "$1" = -n ]; then
+  [[ $2 =~ ^[1-9][0-9]{0,4}$ ]] || fail "command line" "-n $2 is no number of ranks, expected 1 to 99999"
+  [ $# -ge 3 ] || fail "command line" "nothing to run, expected launch/run_nodes.sh -n $2 train CONFIG"
+  ranks=$2
+  shift 2
+else
+  hostfile=$1
+  shift
+  [ -f "$hostfile" ] && [ -r "$hostfile" ] || fail "$hostfile" "is no readable file; give a host file"
+fi
 program=${LORASHARD:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/build/launch/lorashard}
 [ -x "$program" ] || fail "$program" "is no program; build it (cmake --preset cpu && cmake --build build) or set LORASHARD"
 command -v mpirun >/dev/null || fail "mpirun" "is not installed; launch/install_packages.sh installs it"
 
-ranks=0
-number=0
-declare -A seen=()
-while IFS= read -r line || [ -n "$line" ]; do
-  number=$((number + 1))
-  line=${line%%#*}
-  [ -n "${line//[[:space:]]/}" ] || continue
-  if ! [[ $line =~ ^[[:space:]]*([A-Za-z0-9._:-]+)[[:space:]]+slots=([1-9][0-9]{0,4})[[:space:]]*$ ]]; then
-    fail "$hostfile:$number" "is no host, expected a line like \"node1 slots=8\""
-  fi
-  host=${BASH_REMATCH[1]}
-  [ -z "${seen[$host]:-}" ] || fail "$hostfile:$number" "names $host again, expected each host once with all its slots"
-  seen[$host]=1
-  ranks=$((ranks + BASH_REMATCH[2]))
-done <"$hostfile"
-[ $ranks -gt 0 ] || fail "$hostfile" "names no host, expected lines like \"node1 slots=8\""
-
-stop=""
-# A rank takes SIGUSR1, which mpirun passes on to all hosts, as SIGTERM. (mpirun's own way to end, on
-# SIGTERM, leaves its ranks one second, too little for a step and a checkpoint.)
-if mpirun --version 2>/dev/null | grep -q 'Open MPI'; then
-  mpirun --hostfile "$hostfile" -n $ranks "$program" "$@" &
-else
-  clean=$(mktemp)
-  trap 'rm -f "$clean"' EXIT
-  sed -E 's/#.*//; s/[[:space:]]+slots=/:/' "$hostfile" | grep -v '^[[:space:]]*$' >"$clean"
-  mpirun -f "$clean" -n $ranks "$program" "$@" &
+if [ -n "$hostfile" ]; then
+  number=0
+  declare -A seen=()
+  while IFS= read -r line || [ -n "$line" ]; do
+    number=$((number + 1))
+    line=${line%%#*}
+    [ -n "${line//[[:space:]]/}" ] || continue
+    if ! [[ $line =~ ^[[:space:]]*([A-Za-z0-9._:-]+)[[:space:]]+slots=([1-9][0-9]{0,4})[[:space:]]*$ ]]; then
+      fail "$hostfile:$number" "is no host, expected a line like \"node1 slots=8\""
+    fi
+    host=${BASH_REMATCH[1]}
+    [ -z "${seen[$host]:-}" ] || fail "$hostfile:$number" "names $host again, expected each host once with all its slots"
+    seen[$host]=1
+    ranks=$((ranks + BASH_REMATCH[2]))
+  done <"$hostfile"
+  [ "$ranks" -gt 0 ] || fail "$hostfile" "names no host, expected lines like \"node1 slots=8\""
 fi
+
+hosts=()
+if [ -n "$hostfile" ]; then
+  if mpirun --version 2>/dev/null | grep -q 'Open MPI'; then
+    hosts=(--hostfile "$hostfile")
+  else
+    clean=$(mktemp)
+    trap 'rm -f "$clean"' EXIT
+    sed -E 's/#.*//; s/[[:space:]]+slots=/:/' "$hostfile" | grep -v '^[[:space:]]*$' >"$clean"
+    hosts=(-f "$clean")
+  fi
+fi
+
+# A rank takes SIGUSR1, which mpirun passes on to all hosts, as SIGTERM. mpirun's own way to end, on
+# SIGTERM and on a terminal's Ctrl-C, leaves its ranks a second or two, too little for a step and a
+# checkpoint; in a session of its own the terminal does not reach it.
+stop="" again="" job=""
+pass_on() {
+  stop=$1 again=yes
+  [ -z "$job" ] || kill -USR1 "$job" 2>/dev/null || true
+}
+trap 'pass_on 130' INT
+trap 'pass_on 143' TERM HUP
+setsid mpirun "${hosts[@]}" -n "$ranks" "$program" "$@" &
 job=$!
-trap 'stop=143; kill -USR1 $job 2>/dev/null' TERM
-trap 'stop=130; kill -USR1 $job 2>/dev/null' INT
+[ -z "$stop" ] || pass_on "$stop"
+# A trap ends `wait` before the job has ended: only a wait that no trap came into has its status.
 status=0
-wait $job || status=$?
-while kill -0 $job 2>/dev/null; do wait $job || status=$?; done
-# mpirun's own status after a signal says nothing about the run, so ours does.
-exit "${stop:-$status}"
+while true; do
+  again=""
+  code=0
+  wait "$job" || code=$?
+  [ "$code" -eq 127 ] || status=$code
+  [ -n "$again" ] || break
+done
+# The job knows of SIGTERM only; whoever pressed Ctrl-C expects SIGINT's status for the same end.
+if [ "$stop" = 130 ] && [ "$status" -eq 143 ]; then status=130; fi
+exit "$status"
