@@ -37,7 +37,8 @@ void declare(CLI::App& app, Arguments& a) {
   app.require_subcommand(0, 1);
   app.footer(
       "Exit status: 0 done; 2 wrong usage, configuration or input; 3 a failure while running;\n"
-      "130 or 143 stopped by a signal after a checkpoint was written.");
+      "130 or 143 train was stopped by a signal and a checkpoint of the last finished step is on\n"
+      "disk (a stop before the first step, when there is none, is 3).");
   const auto run_config = [&](CLI::App* c) {
     c->add_option("CONFIG", a.config, "run configuration (protobuf text format)")->required();
     c->add_option("--set", a.overrides, "override a setting: path=value, for example lora.rank=16")

@@ -122,13 +122,13 @@ TEST(Signals, TwentyStopsAtRandomMomentsLoseNothing) {
   const unsigned seed = std::random_device{}();
   SCOPED_TRACE("seed " + std::to_string(seed));
   std::mt19937 random(seed);
-  constexpr int kSteps = 40;
+  constexpr int kSteps = 32;
   for (const int ranks : {0, 2}) {
     SCOPED_TRACE(std::to_string(ranks) + " ranks");
     const LargeRun whole(kSteps, 1), stopped(kSteps, 1);
     const Outcome reference = run(whole.train(ranks));
     ASSERT_EQ(reference.status, 0) << reference.text();
-    for (int stop = 0; stop < 10; ++stop) {
+    for (int stop = 0; stop < (ranks == 0 ? 12 : 8); ++stop) {
       const size_t before = stopped.steps_done();
       Process job(stopped.train(ranks));
       ASSERT_TRUE(job.wait_until([&] { return stopped.steps_done() > before; }))
@@ -211,7 +211,7 @@ TEST(StopSignals, ThroughTheLauncherLeaveTheStepItsTime) {
     ::kill(ranks[1], SIGSTOP);
     // As a terminal does: to the whole process group, of which mpirun is no part.
     ::kill(-job.pid(), signal);
-    sleep_ms(4000);
+    sleep_ms(3000);
     EXPECT_TRUE(job.running());
     ::kill(ranks[1], SIGCONT);
     const Outcome done = job.wait();
