@@ -231,6 +231,17 @@ TEST(StopSignals, WhoseCheckpointFailsEndWithTheJobsStatus) {
   expect_one_error(job.wait(), 3, (scene.run / "checkpoints").string());
 }
 
+// A fault in the middle of a product, on whichever thread: its handler has a stack of its own.
+TEST(Faults, OfAModelThatIsCutShortAreTold) {
+  for (const int ranks : {0, 2}) {
+    const LargeRun scene(10000, 1);
+    Process job(scene.train(ranks));
+    ASSERT_TRUE(job.wait_until([&] { return scene.steps_done() >= 2; })) << job.wait().text();
+    ASSERT_EQ(::truncate((scene.dir / "model/model.safetensors").c_str(), 4096), 0);
+    expect_one_error(job.wait(), 3, "mapped file");
+  }
+}
+
 // A program of another's with much memory starts ours: its peak is not ours.
 TEST(PeakRss, IsOfTheRunAlone) {
   const Scene scene;
