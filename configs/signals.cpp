@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <map>
@@ -29,6 +30,7 @@ State& state() {
   return made;
 }
 std::atomic<int> last_signal = 0;
+std::atomic<bool> from_parent = false;
 
 // All that can come at any moment. The others belong to what the thread itself just did: a fault, a
 // write to a pipe without a reader or beyond the file size limit, a background job at its terminal.
@@ -49,15 +51,20 @@ sigset_t stop_signals() {
   return set;
 }
 
-// The process ends by this signal, as if nobody had waited for it.
-void die_by(int signal) {
-  for (const auto& [id, undo] : state().undos) undo();
-  ::signal(signal, SIG_DFL);
+// The signal has the effect that it would have if nobody waited for it.
+void let_through(int signal) {
+  struct sigaction usual {};
+  sigaction(signal, nullptr, &usual);
+  if (usual.sa_handler == SIG_IGN) return;
+  if (usual.sa_handler == SIG_DFL) {
+    for (const auto& [id, undo] : state().undos) undo();
+  }
   sigset_t set;
   sigemptyset(&set);
   sigaddset(&set, signal);
   pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
   ::raise(signal);
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
 }
 
 // A batch system signals mpirun and its ranks, and mpirun passes it on: what comes within a second
@@ -75,14 +82,7 @@ void take(int signal) {
   const std::unique_lock lock(s.mutex);
   const int stop = signal == SIGUSR1 ? SIGTERM : signal;
   if (signal == SIGHUP || (!s.remember && !s.action)) {
-    struct sigaction usual {};
-    sigaction(signal, nullptr, &usual);
-    if (usual.sa_handler == SIG_IGN) return;
-    if (usual.sa_handler != SIG_DFL) {  // a library's
-      usual.sa_handler(signal);
-      return;
-    }
-    die_by(signal);
+    let_through(signal);
   } else if (!s.remember) {
     s.action(stop);
   } else if (last_signal == 0) {
@@ -98,8 +98,11 @@ void* wait_for_signals(void*) {
   const sigset_t stops = stop_signals();
   pthread_sigmask(SIG_SETMASK, &stops, nullptr);
   while (true) {
-    int signal = 0;
-    if (sigwait(&stops, &signal) == 0) take(signal);
+    siginfo_t info{};
+    const int signal = sigwaitinfo(&stops, &info);  // sigwait that also names the sender
+    if (signal < 0) continue;                       // another signal had its usual effect here
+    from_parent = signal != SIGUSR1 && info.si_code == SI_USER && info.si_pid == ::getppid();
+    take(signal);
   }
 }
 
@@ -148,6 +151,8 @@ void remember_stop_signals(std::function<void(int)> second) {
 }
 
 int stop_signal() { return last_signal; }
+
+bool stop_came_from_parent() { return from_parent; }
 
 UndoIfStopped::UndoIfStopped(std::function<void()> undo) {
   const std::unique_lock lock(state().mutex);

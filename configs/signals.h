@@ -37,6 +37,9 @@ void on_stop_signal(std::function<void(int)> action);
 // 0. A second one that is not of the same moment calls `second`, which ends the process.
 void remember_stop_signals(std::function<void(int)> second);
 int stop_signal();
+// The last SIGINT or SIGTERM was sent by the process that started this one: under mpirun, which
+// ends the other ranks so when one has failed.
+bool stop_came_from_parent();
 
 // While it lives, `undo` runs before a stop signal's usual effect ends the process: on the waiting
 // thread, while all other threads go on, so it may only do what does not need their locks, such as

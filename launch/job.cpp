@@ -45,7 +45,11 @@ void tell(const char* what) {
 
 // Of the ranks of a host that meet the same thing, each on its own and at any moment, one speaks.
 // May be called in a signal handler.
-bool speaks_for_host() { return mpi_is_up ? first_of_host_to_ask() : !is_extra_rank(); }
+bool speaks_for_host() {
+  static std::atomic<bool> asked = false;  // several threads of a process meet the same fault
+  if (asked.exchange(true)) return false;
+  return mpi_is_up ? first_of_host_to_ask() : !is_extra_rank();
+}
 
 // A page of a mapped file that is gone: the file was cut short, or its disk fails.
 [[noreturn]] void lost_page(int) {
@@ -60,7 +64,9 @@ bool speaks_for_host() { return mpi_is_up ? first_of_host_to_ask() : !is_extra_r
 
 // On the thread that waits for signals, while all others go on.
 [[noreturn]] void end_now(const std::string& line, int status) {
-  if (speaks_for_host()) {
+  // A rank that failed, or mpirun, has said what there is to say.
+  const bool told = started_by_mpi_launcher() && stop_came_from_parent();
+  if (!told && speaks_for_host()) {
     [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, line.data(), line.size());
   }
   ::_exit(status);
