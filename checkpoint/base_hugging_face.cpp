@@ -79,6 +79,24 @@ struct Place {
   const TensorInfo* info;
 };
 
+constexpr const char* kPrefix = "model.";
+constexpr const char* kNoPrefixNote =
+    "its tensors are named as of a base saved without its head; they are read as model.…";
+
+// Gives the tensors of a base that was saved without its head (Qwen3Model, not Qwen3ForCausalLM)
+// the prefix that they have with it, as transformers does, where no tensor has it already. Returns
+// whether it did.
+bool add_base_prefix(std::map<std::string, Place>& places) {
+  const auto prefixed = [](const auto& entry) { return entry.first.rfind(kPrefix, 0) == 0; };
+  if (!places.count(std::string(kEmbedding).substr(std::strlen(kPrefix))) ||
+      std::any_of(places.begin(), places.end(), prefixed))
+    return false;
+  std::map<std::string, Place> named;
+  for (const auto& [name, place] : places) named[name == kHead ? name : kPrefix + name] = place;
+  places = std::move(named);
+  return true;
+}
+
 // Tied embeddings with both tensors in the files: the head is left out if it repeats the embedding
 // and refused if not (transformers versions differ in which of the two they use then). A head
 // alone stands for both.
@@ -111,7 +129,9 @@ std::unique_ptr<BaseModel> open_hugging_face(const std::string& path) {
   if (!fs::exists(dir / "config.json", ec))
     fail_input(path, "holds no config.json; give a Hugging Face directory or a base shard set");
   std::string config_text = read_text(dir / "config.json");
-  const ModelConfig config = parse_model_config(config_text, (dir / "config.json").string());
+  std::vector<std::string> notes;
+  const ModelConfig config =
+      parse_model_config(config_text, (dir / "config.json").string(), &notes);
   auto storage = std::make_shared<BaseStorage>();
 
   // transformers, too, prefers the single file where both forms lie side by side.
@@ -129,7 +149,6 @@ std::unique_ptr<BaseModel> open_hugging_face(const std::string& path) {
   }
   for (const std::string& name : names) storage->files.push_back(SafetensorsFile::open(dir / name));
 
-  std::vector<std::string> notes;
   std::map<std::string, Place> places;
   for (size_t f = 0; f < names.size(); ++f) {
     const std::string file = (dir / names[f]).string();
@@ -151,10 +170,13 @@ std::unique_ptr<BaseModel> open_hugging_face(const std::string& path) {
       places[t.name] = {f, &t};
     }
   }
+  // A tied head is listed by some indexes that were written from the model and not from the files.
   for (const auto& [tensor, file] : weight_map)
-    if (!ends_with(tensor, "rotary_emb.inv_freq") && !places.count(tensor))
+    if (!ends_with(tensor, "rotary_emb.inv_freq") && !places.count(tensor) &&
+        !(config.tied_embeddings && tensor == kHead))
       fail_input((dir / file).string() + ": " + printable(tensor),
                  std::string("is missing, though ") + kIndex + " places it here");
+  if (add_base_prefix(places)) notes.push_back(path + ": " + kNoPrefixNote);
   if (config.tied_embeddings) resolve_tied_head(*storage, places, notes);
 
   std::vector<BaseModel::Tensor> tensors;

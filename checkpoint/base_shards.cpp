@@ -237,7 +237,9 @@ std::unique_ptr<BaseModel> open_base_shards(const std::string& path) {
   const BaseShardManifest& manifest = *storage->manifest;
   check_inventory(dir, manifest);
   std::string config_text = read_text(dir / "config.json");
-  const ModelConfig config = parse_model_config(config_text, (dir / "config.json").string());
+  std::vector<std::string> notes;
+  const ModelConfig config =
+      parse_model_config(config_text, (dir / "config.json").string(), &notes);
 
   std::map<std::string, size_t> files;
   size_t stored = 0, used = 0;
@@ -289,7 +291,7 @@ std::unique_ptr<BaseModel> open_base_shards(const std::string& path) {
                "manifest was changed");
   storage->companions = find_companions(path);
   return std::make_unique<BaseModel>(path, config, std::move(config_text), std::move(tensors),
-                                     std::move(storage), std::vector<std::string>{});
+                                     std::move(storage), std::move(notes));
 }
 
 void write_base_shards(const BaseModel& base, int ranks, const std::string& out,

@@ -61,17 +61,16 @@ std::string Settings::text(const std::string& key, const std::string& absent) {
   return v.get<std::string>();
 }
 
-void Settings::refuse_unknown(const std::set<std::string>& harmless) const {
+std::vector<std::string> Settings::unread(const std::set<std::string>& harmless) const {
+  std::vector<std::string> keys;
   for (const auto& [key, v] : object_.items()) {
     if (seen_.count(key) || harmless.count(key)) continue;
     const bool empty =
         v.is_string() ? v.get_ref<const std::string&>().empty() : v.is_structured() && v.empty();
     const bool off = empty || v.is_null() || v == json(false) || v == json(0) || v == json(1);
-    if (!off)
-      fail(key, "is not known, and its value " + printable(v.dump().substr(0, 80)) +
-                    " may change the model's mathematics; correct its name, or remove it if it "
-                    "does not matter");
+    if (!off) keys.push_back(prefix_ + printable(key));
   }
+  return keys;
 }
 
 const std::set<std::string>& harmless_keys() {

@@ -1,11 +1,13 @@
-// The keys of config.json, read with checks: whatever is not looked at and could change the
-// mathematics is refused in the end.
+// The keys of config.json, read with checks. The rule: a key that transformers reads for this
+// architecture and that would change the mathematics is understood or refused by name; a key that
+// it does not read is noted, never refused, and computes nothing.
 #pragma once
 
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 #include <string>
+#include <vector>
 
 namespace lorashard {
 
@@ -29,8 +31,8 @@ class Settings {
   // `absent` if the key is left out or null.
   bool flag(const std::string& key, bool absent);
   std::string text(const std::string& key, const std::string& absent);
-  // Refuses every key that was not looked at, is not harmless and does not say "off".
-  void refuse_unknown(const std::set<std::string>& harmless) const;
+  // The keys, with their prefix, that were not looked at, are not harmless and do not say "off".
+  std::vector<std::string> unread(const std::set<std::string>& harmless) const;
 
  private:
   const nlohmann::json& object_;

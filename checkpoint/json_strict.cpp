@@ -3,6 +3,7 @@
 #include <set>
 #include <vector>
 
+#include "checkpoint/lfs_pointer.h"
 #include "configs/error.h"
 
 namespace lorashard {
@@ -15,6 +16,7 @@ std::string printable(std::string text) {
 
 nlohmann::json parse_json_strict(std::string_view text, const std::string& where) {
   using nlohmann::json;
+  refuse_lfs_pointer(text, where);
   std::vector<std::set<std::string>> open_objects;
   const auto check = [&](int, json::parse_event_t event, json& value) {
     if (event == json::parse_event_t::object_start) {

@@ -109,25 +109,17 @@ constexpr Family kFamilies[] = {
      .default_eos = -1},
 };
 
-// Keys whose value must be the neutral one, with what would be right when it is not.
+// Keys that transformers reads for every family, whose value must be the neutral one, with what
+// would be right when it is not. (Others' multipliers, caps and dropouts are not read for these
+// families, and pretraining_tp says how GEMMs were cut, not what they compute.)
 struct Neutral {
   const char* key;
   double value;  // numbers; false and null are neutral too
   const char* right;
 };
 constexpr Neutral kNeutralKeys[] = {
-    {"pretraining_tp", 1, "1 (the products must not be cut into slices)"},
     {"attention_dropout", 0, "0 (dropout of attention weights is not supported)"},
-    {"hidden_dropout", 0, "0 (dropout of hidden states is not supported)"},
-    {"resid_pdrop", 0, "0 (dropout of hidden states is not supported)"},
     {"partial_rotary_factor", 1, "1 (rotation of a part of each head is not supported)"},
-    {"logits_scaling", 1, "1"},
-    {"logit_scale", 1, "1"},
-    {"residual_multiplier", 1, "1"},
-    {"embedding_multiplier", 1, "1"},
-    {"attention_multiplier", 1, "1"},
-    {"final_logit_softcapping", 0, "null (soft-capped logits are not supported)"},
-    {"attn_logit_softcapping", 0, "null (soft-capped attention is not supported)"},
     {"is_encoder_decoder", 0, "false (only decoders are supported)"},
     {"add_cross_attention", 0, "false (only decoders are supported)"},
 };
@@ -144,6 +136,9 @@ const Family& find_family(Settings& s) {
   } else if (!architectures.is_null()) {
     s.fail("architectures", "is " + architectures.dump() + "; it must name one of " + supported);
   }
+  // A base saved without its head names its own class, Qwen3Model for Qwen3ForCausalLM.
+  constexpr std::string_view kBase = "Model", kCausal = "ForCausalLM";
+  if (name.ends_with(kBase)) name.replace(name.size() - kBase.size(), kBase.size(), kCausal);
   for (const Family& f : kFamilies) {
     if (name.empty() ? type != f.model_type : name != f.architecture) continue;
     if (!type.empty() && type != f.model_type)
@@ -167,15 +162,29 @@ Activation parse_activation(Settings& s) {
                            "gelu_pytorch_tanh and gelu_new");
 }
 
+// rope_scaling or rope_parameters with what its absent keys mean filled in, for comparison.
+json whole_rope(json rope, double theta) {
+  if (!rope.is_object()) return rope;
+  if (rope.contains("type")) {
+    if (!rope.contains("rope_type")) rope["rope_type"] = rope["type"];
+    rope.erase("type");
+  }
+  if (!rope.contains("rope_type")) rope["rope_type"] = "default";
+  if (!rope.contains("rope_theta")) rope["rope_theta"] = theta;
+  return rope;
+}
+
 // Older files say rope_theta and rope_scaling {type | rope_type, …}; newer ones rope_parameters
 // {rope_type, rope_theta, …}. transformers lets rope_scaling win where both stand; here they must
-// not stand together unless one is empty.
+// then mean the same. Keys that transformers does not read for the type are added to `unread`.
 RopeConfig parse_rope(Settings& s, const std::string& source, const Family& family,
-                      int64_t max_positions) {
+                      int64_t max_positions, std::vector<std::string>& unread) {
   const json& scaling = s.get("rope_scaling");
   const json& parameters = s.get("rope_parameters");
+  const double theta = s.positive("rope_theta", family.default_rope_theta);
   const auto given = [](const json& j) { return !j.is_null() && !j.empty(); };
-  if (given(scaling) && given(parameters) && scaling != parameters)
+  if (given(scaling) && given(parameters) &&
+      whole_rope(scaling, theta) != whole_rope(parameters, theta))
     s.fail("rope_scaling", "stands beside a different rope_parameters; keep one of the two");
   const char* key = given(parameters) ? "rope_parameters" : "rope_scaling";
   static const json empty = json::object();
@@ -184,7 +193,6 @@ RopeConfig parse_rope(Settings& s, const std::string& source, const Family& fami
   Settings r(object, source, std::string(key) + ".");
 
   RopeConfig rope;
-  const double theta = s.positive("rope_theta", family.default_rope_theta);
   rope.theta = r.positive("rope_theta", theta);
   if (r.number("partial_rotary_factor", 1) != 1)
     r.fail("partial_rotary_factor", "must be 1 (rotation of a part of each head is not supported)");
@@ -221,7 +229,7 @@ RopeConfig parse_rope(Settings& s, const std::string& source, const Family& fami
         r.has("rope_type") ? "rope_type" : "type",
         "\"" + printable(type) + "\" is not supported; supported are default, linear and llama3");
   }
-  r.refuse_unknown(unused);
+  for (std::string& key : r.unread(unused)) unread.push_back(std::move(key));
   return rope;
 }
 
@@ -230,18 +238,8 @@ std::vector<int64_t> parse_windows(Settings& s, const Family& family, const Mode
   std::vector<int64_t> windows(static_cast<size_t>(c.layers), 0);
   int64_t window = 0;
   bool windowed = family.window == Window::All;
-  if (family.window == Window::None) {
-    // transformers' class ignores the key; a file that sets it means another model.
-    if (const json& v = s.get("sliding_window"); !v.is_null() && v != json(0) && v != json(false))
-      s.fail("sliding_window", "is " + v.dump() + "; " + family.architecture +
-                                   " has no sliding window, so it must be null");
-  } else {
-    window = s.size("sliding_window", family.default_window, 0);
-  }
-  if (family.window == Window::Flagged)
-    windowed = s.flag("use_sliding_window", false);
-  else if (s.flag("use_sliding_window", false) && family.window == Window::None)
-    s.fail("use_sliding_window", "must be false for " + std::string(family.architecture));
+  if (family.window != Window::None) window = s.size("sliding_window", family.default_window, 0);
+  if (family.window == Window::Flagged) windowed = s.flag("use_sliding_window", false);
 
   int64_t first = 0;
   if (family.window == Window::Flagged) {
@@ -288,12 +286,9 @@ DType parse_dtype(Settings& s) {
 }
 
 bool parse_bias(Settings& s, const char* key, Bias bias) {
-  const bool fixed = bias == Bias::Always;
-  const bool value = s.flag(key, fixed);
-  if (bias != Bias::Setting && value != fixed)
-    s.fail(key, std::string("must be ") + (fixed ? "true" : "false") +
-                    ": this architecture fixes its biases");
-  return value;
+  // Not read where the architecture fixes its biases; a bias too many or too few shows in the
+  // files.
+  return bias == Bias::Setting ? s.flag(key, false) : bias == Bias::Always;
 }
 
 void parse_token_ids(Settings& s, const Family& family, ModelConfig& c) {
@@ -318,7 +313,8 @@ void parse_token_ids(Settings& s, const Family& family, ModelConfig& c) {
 
 }  // namespace
 
-ModelConfig parse_model_config(const std::string& json_text, const std::string& source) {
+ModelConfig parse_model_config(const std::string& json_text, const std::string& source,
+                               std::vector<std::string>* notes) {
   const json object = parse_json_strict(json_text, source);
   if (!object.is_object()) fail_input(source, "is not a JSON object");
   Settings s(object, source);
@@ -337,6 +333,7 @@ ModelConfig parse_model_config(const std::string& json_text, const std::string& 
   }
 
   ModelConfig c;
+  std::vector<std::string> unread;
   c.model_type = family.model_type;
   c.architecture = family.architecture;
   c.hidden_size = s.size("hidden_size");
@@ -353,7 +350,7 @@ ModelConfig parse_model_config(const std::string& json_text, const std::string& 
   c.max_position_embeddings = s.size("max_position_embeddings", family.default_max_positions);
   c.rms_norm_eps = static_cast<float>(s.positive("rms_norm_eps", family.default_rms_norm_eps));
   c.activation = parse_activation(s);
-  c.rope = parse_rope(s, source, family, c.max_position_embeddings);
+  c.rope = parse_rope(s, source, family, c.max_position_embeddings, unread);
   c.tied_embeddings = s.flag("tie_word_embeddings", family.default_tied);
   c.qkv_bias = parse_bias(s, "attention_bias", family.qkv_bias);
   c.o_bias = family.o_bias == Bias::Setting && c.qkv_bias;
@@ -376,7 +373,13 @@ ModelConfig parse_model_config(const std::string& json_text, const std::string& 
                               "; give head_dim if that is meant");
   if (c.head_dim % 2 != 0)
     s.fail("head_dim", std::to_string(c.head_dim) + " is odd; rotary embedding needs an even one");
-  s.refuse_unknown(harmless_keys());
+  for (std::string& key : s.unread(harmless_keys())) unread.push_back(std::move(key));
+  if (notes && !unread.empty()) {
+    std::string list;
+    for (const std::string& key : unread) list += (list.empty() ? "" : ", ") + key;
+    notes->push_back(source + ": transformers does not read these for " + family.architecture +
+                     ", nor is anything computed from them: " + list);
+  }
   return c;
 }
 

@@ -68,8 +68,10 @@ struct LinearModule {
 };
 
 // Parses and checks DIR/config.json; errors name the file and the setting. `source` names the file
-// in errors. Settings that change the mathematics and are not supported are refused by name.
-ModelConfig parse_model_config(const std::string& json_text, const std::string& source);
+// in errors. Settings that transformers reads for the architecture, that change the mathematics and
+// that are not supported are refused by name; those that it does not read are added to `notes`.
+ModelConfig parse_model_config(const std::string& json_text, const std::string& source,
+                               std::vector<std::string>* notes = nullptr);
 
 // Every tensor of the model, in the order embedding, layers, final norm, head (absent when tied).
 std::vector<TensorSpec> model_tensors(const ModelConfig& config);

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "checkpoint/json_strict.h"
+#include "checkpoint/lfs_pointer.h"
 #include "configs/error.h"
 
 namespace lorashard {
@@ -118,6 +119,7 @@ SafetensorsFile SafetensorsFile::open(const fs::path& path) {
   f.file_ = std::make_shared<MappedFile>(path);
   const std::string file = path.string();
   const uint64_t size = f.file_->size();
+  refuse_lfs_pointer({f.file_->data(), size}, file);
   if (size < 8)
     fail_input(file, "is truncated: " + std::to_string(size) +
                          " bytes are less than the header length of a safetensors file");

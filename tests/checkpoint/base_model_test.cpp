@@ -255,6 +255,65 @@ TEST_F(BaseModelTest, TiedHeadMayOnlyRepeatTheEmbedding) {
   expect_refused({"lm_head.weight", "differs", "tie_word_embeddings"}, path("m"));
 }
 
+// As Qwen3-Embedding is published, and as transformers saves any base model.
+TEST_F(BaseModelTest, TensorsOfABaseSavedWithoutItsHead) {
+  for (const bool tied : {true, false}) {
+    TinyModelOptions o;
+    o.model_type = "qwen3";
+    o.tied = tied;
+    const fs::path dir = path(tied ? "tied" : "untied");
+    const TinyModel model = write_tiny_model(dir, o);
+    const std::string digest = open_and_digest(dir);
+    rewrite_tensors(dir / "model.safetensors", [](auto& entries, auto&) {
+      for (auto& e : entries)
+        if (e.name != "lm_head.weight") e.name = e.name.substr(std::string("model.").size());
+    });
+    const auto base = BaseModel::open(dir.string());
+    EXPECT_EQ(base->digest(*make_self_communicator()), digest);
+    expect_slices(*base, model);
+    ASSERT_EQ(base->notes().size(), 1u);
+    EXPECT_NE(base->notes()[0].find("without its head"), std::string::npos);
+  }
+  // A head that the config asks for is not made up, as transformers would, at random.
+  rewrite_tensors(path("untied") / "model.safetensors", [](auto& entries, auto& data) {
+    const size_t i = index_of(entries, "lm_head.weight");
+    entries.erase(entries.begin() + static_cast<long>(i));
+    data.erase(data.begin() + static_cast<long>(i));
+  });
+  expect_refused({"lm_head.weight", "is missing"}, path("untied"));
+  // Neither one form nor the other.
+  rewrite_tensors(path("tied") / "model.safetensors", [](auto& entries, auto&) {
+    entries[index_of(entries, "norm.weight")].name = "model.norm.weight";
+  });
+  expect_refused({"model.embed_tokens.weight", "is missing"}, path("tied"));
+}
+
+TEST_F(BaseModelTest, AnIndexMayListTheTiedHeadThatNoFileHolds) {
+  TinyModelOptions o;
+  o.tied = true;
+  o.files = 2;
+  write_tiny_model(path("m"), o);
+  const std::string digest = open_and_digest(path("m"));
+  const fs::path file = path("m") / "model.safetensors.index.json";
+  json index = json::parse(read_text(file));
+  index["weight_map"]["lm_head.weight"] = index["weight_map"].begin().value();
+  rewrite(file, index.dump());
+  EXPECT_EQ(open_and_digest(path("m")), digest);
+  index["weight_map"]["model.other.weight"] = index["weight_map"].begin().value();
+  rewrite(file, index.dump());
+  expect_refused({"model.other.weight", "is missing"}, path("m"));
+}
+
+TEST_F(BaseModelTest, GitLfsPointersAreNamed) {
+  for (const char* name : {"config.json", "model.safetensors"}) {
+    const fs::path dir = path(std::string("lfs") + name);
+    write_tiny_model(dir);
+    rewrite(dir / name,
+            "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 988097824\n");
+    expect_refused({name, "Git LFS pointer", "git lfs pull"}, dir);
+  }
+}
+
 TEST_F(BaseModelTest, MisalignedTensorsAreCopied) {
   const TinyModel model = write_tiny_model(path("m"));
   const fs::path file = path("m") / "model.safetensors";

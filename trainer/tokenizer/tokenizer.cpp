@@ -98,7 +98,6 @@ struct Tokenizer::Parts {
 
   explicit Parts(const std::filesystem::path& directory);
   void read_added_tokens(const Json& list);
-  void check_limits(const Json& tree) const;
   void read_names(const std::filesystem::path& directory);
   int32_t find(const std::string& token) const;
   void encode_piece(const Piece& piece, Workspace& work, std::vector<int32_t>& ids) const;
@@ -109,7 +108,6 @@ Tokenizer::Parts::Parts(const std::filesystem::path& directory) {
   file = json.file;
   Fields top(json.tree, file, "");
   if (top.text_or("version", "1.0") != "1.0") top.fail("version", "must be \"1.0\"");
-  check_limits(json.tree);
   top.ignore("truncation");
   top.ignore("padding");
   const Json* model = top.find("model");
@@ -138,19 +136,6 @@ Tokenizer::Parts::Parts(const std::filesystem::path& directory) {
     }
   }
   read_names(directory);
-}
-
-void Tokenizer::Parts::check_limits(const Json& tree) const {
-  if (tree.contains("truncation") && !tree["truncation"].is_null()) {
-    fail_input(file,
-               "truncation is set; set it to null, because texts are cut by the run's "
-               "seq_len and never by the tokenizer");
-  }
-  if (tree.contains("padding") && !tree["padding"].is_null()) {
-    fail_input(file,
-               "padding is set; set it to null, because texts are never padded by the "
-               "tokenizer");
-  }
 }
 
 int32_t Tokenizer::Parts::find(const std::string& token) const {

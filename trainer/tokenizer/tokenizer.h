@@ -2,8 +2,8 @@
 //
 // The ids equal those of Hugging Face tokenizers' encode(text, add_special_tokens). What can change
 // ids and is not known here is refused by name when the file is read: models other than BPE,
-// unknown components, unknown settings, and truncation and padding (how long a sequence may be is
-// the run configuration's business).
+// unknown components and unknown settings. truncation and padding are not applied, as transformers
+// does not: it resets both at every call.
 #pragma once
 
 #include <cstdint>

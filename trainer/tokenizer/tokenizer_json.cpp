@@ -5,6 +5,7 @@
 #include <limits>
 #include <unordered_set>
 
+#include "checkpoint/lfs_pointer.h"
 #include "configs/error.h"
 #include "trainer/tokenizer/utf8.h"
 
@@ -156,6 +157,7 @@ TokenizerJson read_tokenizer_json(const std::filesystem::path& path) {
   }
   const std::string text((std::istreambuf_iterator<char>(stream)),
                          std::istreambuf_iterator<char>());
+  refuse_lfs_pointer(text, result.file);
   Builder builder(result);
   Json::sax_parse(text, &builder);
   if (!result.tree.is_object()) fail_input(result.file, "must be a JSON object");
