@@ -7,6 +7,8 @@
 #include <numeric>
 #include <optional>
 
+#include "checkpoint/file_io.h"
+#include "checkpoint/json_strict.h"
 #include "configs/error.h"
 #include "kernels/random.h"
 #include "parallel/agree.h"
@@ -35,6 +37,28 @@ std::vector<int32_t> continue_ids(Model& model, const ModelConfig& config,
     if (std::find(eos_ids.begin(), eos_ids.end(), token) != eos_ids.end()) break;
     ids.push_back(token);
     next = {token};
+  }
+  return ids;
+}
+
+// The ids that end a text, as transformers joins them: of config.json, of the tokenizer and of
+// generation_config.json, which may be missing. Errors (status 2): a generation_config.json that is
+// no JSON object, or an eos_token_id that is no id.
+std::vector<int32_t> stop_ids(const BaseModel& base, const Tokenizer& tokenizer) {
+  std::vector<int32_t> ids(base.config().eos_token_ids.begin(), base.config().eos_token_ids.end());
+  if (tokenizer.eos_id()) ids.push_back(*tokenizer.eos_id());
+  const fs::path file = fs::path(base.path()) / "generation_config.json";
+  std::error_code ignored;
+  if (!fs::exists(file, ignored)) return ids;
+  const nlohmann::json object = parse_json_strict(read_text(file), file.string());
+  if (!object.is_object()) fail_input(file.string(), "is not a JSON object");
+  const auto found = object.find("eos_token_id");
+  if (found == object.end() || found->is_null()) return ids;
+  for (const nlohmann::json& id : found->is_array() ? *found : nlohmann::json::array({*found})) {
+    if (!id.is_number_integer() || id.get<double>() < 0 || id.get<double>() > INT32_MAX)
+      fail_input(file.string(), "eos_token_id: " + printable(found->dump()) +
+                                    "; it must be null, a token id, or a list of token ids");
+    ids.push_back(id.get<int32_t>());
   }
   return ids;
 }
@@ -96,8 +120,7 @@ int generate(const GenerateOptions& options, const Ranks& ranks) {
     tokenizer = Tokenizer::from_directory(base->path());
     prompt = tokenizer->encode(options.prompt);
     if (prompt.empty()) fail_input("--prompt", "gives no token; at least one is needed");
-    for (const int64_t id : base->config().eos_token_ids) eos_ids.push_back(int32_t(id));
-    if (tokenizer->eos_id()) eos_ids.push_back(*tokenizer->eos_id());
+    eos_ids = stop_ids(*base, *tokenizer);
     for (const std::string& dir : options.adapters) {
       if (dir == "base") {
         adapters.emplace_back();

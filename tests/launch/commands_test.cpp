@@ -224,6 +224,37 @@ TEST(Generate, SwapsAdaptersOnOneBaseAndAgreesWithTheMergedModel) {
   EXPECT_NE(seeded("1"), seeded("2"));
 }
 
+TEST(Generate, StopsAtTheIdsOfGenerationConfigToo) {
+  const Scene scene;
+  const fs::path model = scene.dir / "stops";
+  fs::copy(text_model(), model);
+  const auto generate = [&] {
+    return scene.lorashard({"generate", "--model", model, "--prompt", "In the beginning",
+                            "--max-new-tokens", "4", "--threads", "1"});
+  };
+  const auto ids = [&](std::string text) {
+    Command encode = scene.command(0, {"tokenize", "--model", model, "-"});
+    encode.input = json(text).dump() + "\n";
+    return json::parse(test::run(encode).out);
+  };
+  std::string text = generate().out;
+  ASSERT_FALSE(text.empty());
+  text.pop_back();  // the line's end
+  const json prompt = ids("In the beginning"), all = ids(text);
+  ASSERT_GT(all.size(), prompt.size());
+  const json first = all[prompt.size()];
+  const auto stop_at = [&](const json& eos) {
+    fs::remove(model / "generation_config.json");
+    write_file(model / "generation_config.json", json{{"eos_token_id", eos}}.dump());
+    return generate();
+  };
+  EXPECT_EQ(stop_at({0, first}).out, "In the beginning\n");
+  EXPECT_EQ(stop_at(first).out, "In the beginning\n");
+  EXPECT_EQ(stop_at(nullptr).out, text + "\n");
+  expect_one_error(stop_at("</s>"), 2, (model / "generation_config.json").string(),
+                   {"eos_token_id", "token id"});
+}
+
 TEST(Tokenize, RoundTripsFromFileAndStandardInput) {
   const Scene scene;
   unpack("gpt2", scene.dir / "tok/tokenizer.json");
