@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,32 +12,38 @@
 namespace lorashard {
 namespace {
 
-// This thread's stack for fault handlers, from construction to destruction. Empty where there is
-// one already.
+// Gives this thread a stack for fault handlers and returns it; an empty one where the thread has
+// one already. Its pages are the kernel's to count, not the heap's: nothing of ours need point to
+// them.
+stack_t add_fault_stack() {
+  stack_t old{};
+  if (sigaltstack(nullptr, &old) == 0 && !(old.ss_flags & SS_DISABLE)) return {};
+  stack_t stack{};
+  // A frame holds all vector registers, and more of them with each processor.
+  stack.ss_size = size_t(std::max<long>(sysconf(_SC_SIGSTKSZ), 64 << 10));
+  stack.ss_sp =
+      ::mmap(nullptr, stack.ss_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (stack.ss_sp == MAP_FAILED) return {};
+  sigaltstack(&stack, nullptr);
+  return stack;
+}
+
+// This thread's fault stack, from construction to destruction.
 class FaultStack {
  public:
-  FaultStack() {
-    stack_t old{};
-    if (sigaltstack(nullptr, &old) == 0 && !(old.ss_flags & SS_DISABLE)) return;
-    // A frame holds all vector registers, and more of them with each processor.
-    const size_t bytes = size_t(std::max<long>(sysconf(_SC_SIGSTKSZ), 64 << 10));
-    memory_.reset(new char[bytes]);
-    stack_t stack{};
-    stack.ss_sp = memory_.get();
-    stack.ss_size = bytes;
-    sigaltstack(&stack, nullptr);
-  }
+  FaultStack() : stack_(add_fault_stack()) {}
   ~FaultStack() {
-    if (!memory_) return;
+    if (!stack_.ss_sp) return;
     stack_t off{};
     off.ss_flags = SS_DISABLE;
     sigaltstack(&off, nullptr);
+    ::munmap(stack_.ss_sp, stack_.ss_size);
   }
   FaultStack(const FaultStack&) = delete;
   FaultStack& operator=(const FaultStack&) = delete;
 
  private:
-  std::unique_ptr<char[]> memory_;
+  stack_t stack_;
 };
 
 struct Start {
@@ -53,10 +60,7 @@ void* start_thread(void* start) {
 
 }  // namespace
 
-void give_this_thread_a_fault_stack() {
-  static FaultStack& kept = *new FaultStack;
-  (void)kept;
-}
+void give_this_thread_a_fault_stack() { add_fault_stack(); }
 
 }  // namespace lorashard
 
