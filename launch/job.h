@@ -20,8 +20,8 @@ bool is_extra_rank();
 // does not end the run.
 //
 // stop_at_once(): until a step is done there is nothing to save. A stop signal ends the process on
-// the spot, with one line: status 3, or 130 or 143 where the run is resumed and `run_dir` holds the
-// checkpoint that it would have gone on from.
+// the spot, with one line: status 3, or 130 or 143 where has_checkpoint() says that the run is
+// resumed and its folder holds the checkpoint that it would have gone on from.
 void stop_at_once(const std::function<bool()>& has_checkpoint);
 // stop_after_a_checkpoint(): from now on they are remembered (configs/signals.h), for the run to
 // end in order. A second one ends the process at once, with status 3: the checkpoint is not

@@ -11,12 +11,6 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_mpi_yield_when_idle=1
 export OMPI_MCA_btl_vader_single_copy_mechanism=none  # else it warns in containers
 
-# Tests write to memory where there is room: a disk whose fsync stalls lets whole-program tests run out of time.
-if [ -z "${TMPDIR:-}" ] && [ "$(stat -f -c %T /dev/shm 2>/dev/null)" = tmpfs ] && [ -w /dev/shm ] &&
-  [ "$(df --output=avail -m /dev/shm | tail -n 1)" -ge 4096 ]; then
-  export TMPDIR=/dev/shm
-fi
-
 build=${BUILD:-build}
 bash launch/install_packages.sh --tests
 werror=${LORASHARD_WERROR:-OFF}
@@ -34,6 +28,12 @@ if [ $toolkit = yes ]; then
   cmake --build "$build-sim-asan" --target test_cuda test_cudasim
 else
   echo "No CUDA toolkit here: the CUDA backend is neither built nor tested."
+fi
+
+# Tests write to memory where there is room: a disk whose fsync stalls lets whole-program tests run out of time.
+if [ -z "${TMPDIR:-}" ] && [ "$(stat -f -c %T /dev/shm 2>/dev/null)" = tmpfs ] && [ -w /dev/shm ] &&
+  [ "$(df --output=avail -m /dev/shm | tail -n 1)" -ge 4096 ]; then
+  export TMPDIR=/dev/shm
 fi
 
 # All of them before the verdict.

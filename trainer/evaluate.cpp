@@ -9,6 +9,7 @@
 #include "configs/error.h"
 #include "parallel/agree.h"
 #include "trainer/console.h"
+#include "trainer/stop.h"
 #include "trainer/train.h"
 
 namespace lorashard {
@@ -17,16 +18,14 @@ EvalSum evaluate_loss(Model& model, std::shared_ptr<const Dataset> data, const s
                       int64_t micro_batch, const Mesh& mesh,
                       const std::function<int()>& stop_signal) {
   const EvalBatches batches(data, micro_batch, mesh.dp_rank, mesh.dp_size);
-  double sums[4] = {0, 0, 0, 0};  // loss, counted labels; ranks that got SIGINT, SIGTERM
-  Stream host(1);                 // they lie in host memory
+  // Loss, unmasked labels; ranks whose group left by SIGINT, by SIGTERM.
+  double sums[4] = {0, 0, 0, 0};
   for (int64_t m = 0; m < batches.micro_batches(); ++m) {
     if (stop_signal) {
-      // The ranks of a tensor-parallel group leave together.
-      int64_t signals[2] = {stop_signal() == SIGINT, stop_signal() == SIGTERM};
-      mesh.tensor->all_reduce_sum(host, matrix(signals, 1, 2, DType::I64), "stop");
-      sums[2] = double(signals[0]);
-      sums[3] = double(signals[1]);
-      if (signals[0] + signals[1] > 0) break;
+      const int signal = stop_signal_of_group(mesh, stop_signal);
+      sums[2] = signal == SIGINT;
+      sums[3] = signal == SIGTERM;
+      if (signal != 0) break;
     }
     const MicroBatch batch = batches.micro_batch(m);
     const double loss = model.evaluate(batch);
@@ -34,6 +33,7 @@ EvalSum evaluate_loss(Model& model, std::shared_ptr<const Dataset> data, const s
     sums[0] += loss;
     sums[1] += double(batch.counted);
   }
+  Stream host(1);  // the sums lie in host memory
   mesh.world->all_reduce_sum(host, matrix(sums, 1, 4, DType::F64), "eval_loss");
   if (sums[2] + sums[3] > 0) return {.stop_signal = sums[3] > 0 ? SIGTERM : SIGINT};
   if (sums[1] == 0) {

@@ -22,6 +22,7 @@
 #include "trainer/resume.h"
 #include "trainer/run_folder.h"
 #include "trainer/schedule.h"
+#include "trainer/stop.h"
 
 namespace lorashard {
 namespace {
@@ -156,7 +157,6 @@ class Trainer {
   void start_or_resume();
   void make_model();
   StepCounts accumulate_gradients();
-  int stop_signal_of_group() const;
   StepMetrics optimizer_step(const StepCounts& sum);
   void save_checkpoint();
   void report_data_notes();
@@ -282,14 +282,6 @@ void Trainer::make_model() {
                    mesh_.dp_size);
 }
 
-// The stop signal of any rank of this tensor-parallel group, whose ranks leave a step together.
-int Trainer::stop_signal_of_group() const {
-  int64_t signals[2] = {options_.stop_signal() == SIGINT, options_.stop_signal() == SIGTERM};
-  Stream host(1);
-  mesh_.tensor->all_reduce_sum(host, matrix(signals, 1, 2, DType::I64), "stop");
-  return signals[1] > 0 ? SIGTERM : signals[0] > 0 ? SIGINT : 0;
-}
-
 // Forward and backward over this rank's micro-batches of the step. A tensor-parallel group that
 // gets a stop signal in a long step leaves it; the step's reduction tells the others.
 StepCounts Trainer::accumulate_gradients() {
@@ -299,7 +291,7 @@ StepCounts Trainer::accumulate_gradients() {
   model_->clear_loss();
   int signal = 0;
   for (int64_t m = 0; m < batches_->micro_batches(); ++m) {
-    if (look_within_step_ && (signal = stop_signal_of_group()) != 0) {
+    if (look_within_step_ && (signal = stop_signal_of_group(mesh_, options_.stop_signal)) != 0) {
       mine.left = true;
       break;
     }
