@@ -29,8 +29,8 @@ std::string combine_digests(const std::vector<BaseModel::Tensor>& tensors,
 std::optional<std::vector<Digest>> recall_digests(const fs::path& file,
                                                   const FileIdentity& identity,
                                                   const std::vector<std::string>& keys);
-// Remembers them. Does nothing if the file has changed since `identity` was taken, or the folder
-// cannot be written.
+// Remembers them, beside what other keys have. Does nothing if the file has changed since
+// `identity` was taken, or the folder cannot be written.
 void remember_digests(const fs::path& file, const FileIdentity& identity,
                       const std::vector<std::string>& keys, const std::vector<Digest>& digests);
 

@@ -45,6 +45,32 @@ std::string header_of(const fs::path& file, const FileIdentity& id) {
   return out.str();
 }
 
+// Everything that is remembered of the file by key; nothing if it has changed, or the cache cannot
+// be read.
+std::map<std::string, Digest> recall_all(const fs::path& file, const FileIdentity& identity) {
+  std::string text;
+  try {
+    const auto cached = cache_file(file);
+    std::error_code ec;
+    if (!cached || !fs::exists(*cached, ec)) return {};
+    text = read_text(*cached);
+  } catch (const Error&) {
+    return {};
+  }
+  const std::string header = header_of(file, identity);
+  if (text.size() < header.size() + 65 || text.compare(0, header.size(), header) != 0) return {};
+  const size_t body_end = text.size() - 65;
+  if (text.compare(body_end, 65, sha256_hex(text.data(), body_end) + "\n") != 0) return {};
+  std::map<std::string, Digest> known;
+  std::istringstream lines(text.substr(header.size(), body_end - header.size()));
+  for (std::string line; std::getline(lines, line);) {
+    Digest d;
+    if (line.size() < 66 || !parse_hex(std::string_view(line).substr(0, 64), d)) return {};
+    known[line.substr(65)] = d;
+  }
+  return known;
+}
+
 }  // namespace
 
 bool parse_hex(std::string_view hex, Digest& digest) {
@@ -63,29 +89,7 @@ bool parse_hex(std::string_view hex, Digest& digest) {
 std::optional<std::vector<Digest>> recall_digests(const fs::path& file,
                                                   const FileIdentity& identity,
                                                   const std::vector<std::string>& keys) {
-  std::string text;
-  try {
-    const auto cached = cache_file(file);
-    std::error_code ec;
-    if (!cached || !fs::exists(*cached, ec)) return std::nullopt;
-    text = read_text(*cached);
-  } catch (const Error&) {
-    return std::nullopt;
-  }
-  const std::string header = header_of(file, identity);
-  if (text.size() < header.size() + 65 || text.compare(0, header.size(), header) != 0)
-    return std::nullopt;
-  const size_t body_end = text.size() - 65;
-  if (text.compare(body_end, 65, sha256_hex(text.data(), body_end) + "\n") != 0)
-    return std::nullopt;
-  std::map<std::string, Digest> known;
-  std::istringstream lines(text.substr(header.size(), body_end - header.size()));
-  for (std::string line; std::getline(lines, line);) {
-    Digest d;
-    if (line.size() < 66 || !parse_hex(std::string_view(line).substr(0, 64), d))
-      return std::nullopt;
-    known[line.substr(65)] = d;
-  }
+  const std::map<std::string, Digest> known = recall_all(file, identity);
   std::vector<Digest> digests;
   for (const std::string& key : keys) {
     const auto it = known.find(key);
@@ -108,8 +112,10 @@ void remember_digests(const fs::path& file, const FileIdentity& identity,
     const auto cached = cache_file(file);
     if (!cached) return;
     std::string text = header_of(file, identity);
-    for (size_t i = 0; i < keys.size(); ++i)
-      text += to_hex(digests[i].data(), digests[i].size()) + " " + keys[i] + "\n";
+    std::map<std::string, Digest> known = recall_all(file, identity);
+    for (size_t i = 0; i < keys.size(); ++i) known[keys[i]] = digests[i];
+    for (const auto& [key, digest] : known)
+      text += to_hex(digest.data(), digest.size()) + " " + key + "\n";
     text += sha256_hex(text.data(), text.size()) + "\n";
     fs::create_directories(cached->parent_path());
     write_file_atomic(*cached, text);

@@ -39,7 +39,8 @@ TrainingManifest read_manifest(const fs::path& path) {
   if (manifest.format() != kFormat)
     fail_input(path.string(), "has the format " + std::to_string(manifest.format()) +
                                   "; this version reads format " + std::to_string(kFormat));
-  if (manifest.step() < 0 || manifest.sequences_consumed() < 0 || manifest.tokens() < 0)
+  if (manifest.step() < 0 || manifest.sequences_consumed() < 0 || manifest.tokens() < 0 ||
+      manifest.steps_skipped() < 0 || manifest.steps_skipped() > manifest.step())
     fail_input(path.string(), "holds a negative counter");
   return manifest;
 }
@@ -53,6 +54,7 @@ void write_training_manifest(const fs::path& dir, const TrainingCounters& c,
   m.set_step(c.step);
   m.set_sequences_consumed(c.sequences_consumed);
   m.set_tokens(c.tokens);
+  m.set_steps_skipped(c.steps_skipped);
   m.set_seed(c.seed);
   m.set_base_digest(c.base_digest);
   m.set_data_digest(c.data_digest);

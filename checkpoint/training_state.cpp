@@ -120,6 +120,7 @@ TrainingState load_checkpoint(const fs::path& dir, const std::vector<LinearModul
   state.counters = {.step = m.step(),
                     .sequences_consumed = m.sequences_consumed(),
                     .tokens = m.tokens(),
+                    .steps_skipped = m.steps_skipped(),
                     .seed = m.seed(),
                     .base_digest = m.base_digest(),
                     .data_digest = m.data_digest(),

@@ -25,6 +25,7 @@ struct TrainingCounters {
   int64_t step = 0;                // optimizer steps done
   int64_t sequences_consumed = 0;  // position in the (shuffled) stream of training sequences
   int64_t tokens = 0;              // counted labels so far
+  int64_t steps_skipped = 0;       // steps without an update: their batch had no label
   uint64_t seed = 0;
   std::string base_digest;
   std::string data_digest;    // of the training data; empty if unknown

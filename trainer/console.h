@@ -12,6 +12,7 @@ class Console {
   explicit Console(bool enabled);
   ~Console();
   bool enabled() const { return enabled_; }
+  bool terminal() const { return terminal_; }  // a bar is shown
   // One line on stdout.
   void line(const std::string& text);
   // The bar: done of total, with a short text behind it. Nothing when stdout is no terminal.

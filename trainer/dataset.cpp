@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "checkpoint/file_io.h"
+#include "checkpoint/file_digest.h"
 #include "checkpoint/json_strict.h"
 #include "configs/error.h"
 
@@ -113,6 +113,11 @@ std::vector<int32_t> id_field(const json& value, const char* name, int64_t vocab
 
 }  // namespace
 
+int64_t count_unmasked(const Example& example) {
+  return std::count_if(example.labels.begin() + !example.labels.empty(), example.labels.end(),
+                       [](int32_t label) { return label != kIgnoredLabel; });
+}
+
 std::shared_ptr<const Dataset> Dataset::open(const std::string& path, DatasetOptions options) {
   auto dataset = std::make_shared<const Dataset>(path, std::move(options));
   if (dataset->size() == 0)
@@ -187,13 +192,16 @@ Example Dataset::parse(int64_t i, bool tokenize) const try {
                         " (or data.long_sequences: TRUNCATE)"};
     example.input_ids.resize(longest);
     example.labels.resize(longest);
+    example.truncated = true;
     if (tokenize) ++truncated_;
   }
   return example;
 } catch (const LineProblem& problem) {
-  fail_input(index_.where(i), problem.what);
+  const bool changed = !(identify_file(index_.path()) == index_.identity());
+  fail_input(index_.where(i),
+             problem.what + (changed ? "; the file was changed after it had been opened" : ""));
 }
 
-std::string Dataset::digest() const { return sha256_file(index_.path()); }
+std::string Dataset::digest() const { return cached_file_digest(index_.path()); }
 
 }  // namespace lorashard

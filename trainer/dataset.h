@@ -33,7 +33,11 @@ inline constexpr int32_t kIgnoredLabel = -100;
 // 1 to seq_len.
 struct Example {
   std::vector<int32_t> input_ids, labels;
+  bool truncated = false;  // it had more than seq_len tokens
 };
+
+// Labels that count: those that are not -100 and have a token before them.
+int64_t count_unmasked(const Example& example);
 
 struct DatasetOptions {
   RunConfig::Data::Format format = RunConfig::Data::TEXT;
@@ -64,11 +68,17 @@ class Dataset {
   // tokens under REFUSE. REQUIRES: 0 <= i < size().
   Example get(int64_t i) const;
 
+  // "FILE:LINE" of sequence i; reads the file up to there.
+  std::string where(int64_t i) const { return index_.where(i); }
+  // The file as it was when it was opened.
+  const FileIdentity& identity() const { return index_.identity(); }
+
   // Over all calls of get so far: sequences cut to seq_len; prompts that are no prefix.
   int64_t truncated_count() const { return truncated_; }
   int64_t prompt_mismatches() const { return mismatches_; }
 
-  // SHA-256 of the file in hexadecimal; reads all of it, so ask on one rank.
+  // SHA-256 of the file in hexadecimal, remembered while the file stays as it is; reads all of it
+  // otherwise, so ask on one rank.
   std::string digest() const;
 
  private:

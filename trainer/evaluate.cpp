@@ -9,6 +9,7 @@
 #include "configs/error.h"
 #include "parallel/agree.h"
 #include "trainer/console.h"
+#include "trainer/data_check.h"
 #include "trainer/stop.h"
 #include "trainer/train.h"
 
@@ -64,6 +65,8 @@ int evaluate(const Config& config, const std::string& adapter_dir, const Ranks& 
     data = open_dataset(config, run.data().eval(), *base);
     if (!adapter_dir.empty()) adapter = read_adapter(adapter_dir, linear_modules(base->config()));
   });
+  const std::vector<std::string> notes =
+      check_data(*data, run.data().eval(), run, *base, ranks, stream.threads(), console);
   const std::string digest = base->digest(world);
   const Mesh mesh = make_mesh(world, int(run.parallel().tensor()));
   std::optional<Factors> factors;
@@ -85,6 +88,7 @@ int evaluate(const Config& config, const std::string& adapter_dir, const Ranks& 
       evaluate_loss(*model, data, run.data().eval(), run.train().micro_batch_size(), mesh);
   console.line(fmt::format("loss {:.6f} perplexity {:.4f} tokens {} sequences {}", sum.mean(),
                            std::exp(sum.mean()), sum.counted, sum.sequences));
+  for (const std::string& note : notes) console.line("note: " + note);
   return 0;
 }
 

@@ -60,7 +60,7 @@ JsonlIndex::JsonlIndex(const std::string& path) : path_(path) {
     fail_input(path, std::string(S_ISDIR(status.st_mode) ? "is a folder" : "is no regular file") +
                          ", expected a JSONL file");
   }
-  file_bytes_ = status.st_size;
+  identity_ = identify_file("/proc/self/fd/" + std::to_string(file_));
   ::posix_fadvise(file_, 0, 0, POSIX_FADV_SEQUENTIAL);
 
   const auto block = std::make_unique<char[]>(kScanBlock);
@@ -100,7 +100,7 @@ JsonlIndex::~JsonlIndex() {
 JsonlIndex::JsonlIndex(JsonlIndex&& other) noexcept
     : path_(std::move(other.path_)),
       file_(std::exchange(other.file_, -1)),
-      file_bytes_(other.file_bytes_),
+      identity_(other.identity_),
       size_(other.size_),
       starts_(std::move(other.starts_)) {}
 

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/file_io.h"
+
 namespace lorashard {
 
 class JsonlIndex {
@@ -21,7 +23,8 @@ class JsonlIndex {
 
   const std::string& path() const { return path_; }
   int64_t size() const { return size_; }  // lines that are not blank
-  uint64_t file_bytes() const { return file_bytes_; }
+  uint64_t file_bytes() const { return identity_.bytes; }
+  const FileIdentity& identity() const { return identity_; }  // of the file when it was opened
 
   // Line i without its end. May be called from several threads. REQUIRES: 0 <= i < size().
   std::string line(int64_t i) const;
@@ -38,7 +41,7 @@ class JsonlIndex {
 
   std::string path_;
   int file_ = -1;
-  uint64_t file_bytes_ = 0;
+  FileIdentity identity_;
   int64_t size_ = 0;
   std::vector<uint64_t> starts_;  // of every 8th line that is not blank
 };

@@ -94,13 +94,15 @@ ResumedRun load_run(const fs::path& run_dir, const ModelConfig& model, Factors& 
 
 void share_run(ResumedRun& resumed, Factors& factors, TrainingCounters& counters,
                Communicator& world) {
-  int64_t head[4] = {resumed.found, counters.step, counters.sequences_consumed, counters.tokens};
+  int64_t head[5] = {resumed.found, counters.step, counters.sequences_consumed, counters.tokens,
+                     counters.steps_skipped};
   world.broadcast(head, sizeof head, 0, "resume");
   resumed.found = head[0] != 0;
   if (!resumed.found) return;
   counters.step = head[1];
   counters.sequences_consumed = head[2];
   counters.tokens = head[3];
+  counters.steps_skipped = head[4];
   for (float* flat : {factors.values(), factors.first_moments(), factors.second_moments()}) {
     std::vector<float> host = factors.read(flat);
     world.broadcast(host.data(), factors.size() * int64_t{sizeof(float)}, 0, "resume");

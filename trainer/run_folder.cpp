@@ -12,10 +12,11 @@ namespace lorashard {
 
 std::string format_step(const StepMetrics& m, int64_t steps) {
   std::string text = fmt::format(
-      "step {}/{} loss {:.4f} lr {:.3e} grad_norm {:.4f} tokens {} {:.0f} tok/s {:.3f} s rss "
+      "step {}/{} loss {} lr {:.3e} grad_norm {:.4f} tokens {} {:.0f} tok/s {:.3f} s rss "
       "{:.0f} MiB",
-      m.step, steps, m.loss, m.learning_rate, m.grad_norm, m.tokens, m.tokens_per_s, m.step_time_s,
-      m.peak_rss_mib);
+      m.step, steps, m.loss ? fmt::format("{:.4f}", *m.loss) : "none", m.learning_rate, m.grad_norm,
+      m.tokens, m.tokens_per_s, m.step_time_s, m.peak_rss_mib);
+  if (!m.loss) text += " (no label in the batch, no update)";
   if (m.eval_loss) text += fmt::format(" eval_loss {:.4f}", *m.eval_loss);
   return text;
 }
@@ -46,7 +47,7 @@ MetricsFile::~MetricsFile() { std::fclose(file_); }
 void MetricsFile::append(const StepMetrics& m) {
   nlohmann::ordered_json line;
   line["step"] = m.step;
-  line["loss"] = m.loss;
+  line["loss"] = m.loss ? nlohmann::ordered_json(*m.loss) : nlohmann::ordered_json(nullptr);
   line["learning_rate"] = m.learning_rate;
   line["grad_norm"] = m.grad_norm;
   line["tokens"] = m.tokens;

@@ -16,6 +16,7 @@
 #include "kernels/profile.h"
 #include "parallel/agree.h"
 #include "trainer/console.h"
+#include "trainer/data_check.h"
 #include "trainer/evaluate.h"
 #include "trainer/model.h"
 #include "trainer/optimizer.h"
@@ -77,24 +78,14 @@ OptimizerSettings optimizer_settings(const RunConfig& run) {
 }
 
 // Every rank has the same sums here, so every rank throws alike.
-void check_step(const StepCounts& sum, double norm, int64_t step, const std::string& data_path) {
-  const auto fail = [](int status, const std::string& where, const std::string& what) {
-    Error error(status, where, what);
-    error.on_all_ranks = true;
-    throw error;
-  };
-  if (sum.counted == 0) {
-    fail(kExitInput, data_path,
-         fmt::format("no label counts in the batch of step {}; at least one must differ from -100 "
-                     "and have a token before it",
-                     step));
-  }
-  if (!std::isfinite(sum.loss_sum) || !std::isfinite(norm)) {
-    fail(kExitFailure, fmt::format("step {}", step),
-         fmt::format("loss {} and gradient norm {} are not finite; lower optimizer.learning_rate, "
-                     "or look at the data of this step",
-                     sum.loss_sum / double(sum.counted), norm));
-  }
+void check_step(const StepCounts& sum, double norm, int64_t step) {
+  if (std::isfinite(sum.loss_sum) && std::isfinite(norm)) return;
+  Error error(kExitFailure, fmt::format("step {}", step),
+              fmt::format("loss {} and gradient norm {} are not finite; lower "
+                          "optimizer.learning_rate, or look at the data of this step",
+                          sum.loss_sum / double(std::max<int64_t>(1, sum.counted)), norm));
+  error.on_all_ranks = true;
+  throw error;
 }
 
 // Chrome's trace format (about:tracing, Perfetto): complete events, one process a rank.
@@ -159,7 +150,6 @@ class Trainer {
   StepCounts accumulate_gradients();
   StepMetrics optimizer_step(const StepCounts& sum);
   void save_checkpoint();
-  void report_data_notes();
   void finish();
   void write_profile();
 
@@ -202,12 +192,12 @@ Trainer::Trainer(const Config& config, const Ranks& ranks, const TrainOptions& o
       first_(world_.rank() == 0),
       run_dir_(run_.output().dir()),
       console_(first_) {
-  console_.line("backend " + device_.reason);
   open_inputs();
   mesh_ = make_mesh(world_, int(run_.parallel().tensor()));
   make_factors();
   start_or_resume();
   make_model();
+  console_.line("backend " + device_.reason);
   console_.line(describe(*base_, *factors_, *model_, mesh_, stream_.threads()));
   if (stream_.backend() == Backend::CUDA) {
     console_.line(model_->attention_choice(run_.train().micro_batch_size()));
@@ -233,11 +223,18 @@ void Trainer::open_inputs() {
       eval_data_ = open_dataset(config_, run_.data().eval(), *base_);
     }
   });
-  for (const std::string& note : base_->notes()) console_.line("note: " + note);
+  std::vector<std::string> notes = base_->notes();
   counters_.seed = run_.train().seed();
   counters_.base_digest = base_->digest(world_);
   counters_.config_digest = settings_digest(run_);
+  for (const auto& [data, path] :
+       {std::pair{train_data_, run_.data().train()}, std::pair{eval_data_, run_.data().eval()}}) {
+    if (!data) continue;
+    const auto more = check_data(*data, path, run_, *base_, ranks_, stream_.threads(), console_);
+    notes.insert(notes.end(), more.begin(), more.end());
+  }
   if (first_) counters_.data_digest = train_data_->digest();
+  for (const std::string& note : notes) console_.line("note: " + note);
 }
 
 void Trainer::make_factors() {
@@ -310,21 +307,27 @@ StepCounts Trainer::accumulate_gradients() {
   return mine;
 }
 
-// Clips, updates, and counts the step.
+// Clips, updates, and counts the step. A batch without a label has no gradient: factors and moments
+// stay, and AdamW's own count of updates too; schedule and data go on as after any step.
 StepMetrics Trainer::optimizer_step(const StepCounts& sum) {
   const int64_t step = counters_.step;
   const double norm = gradient_norm(sum);
-  check_step(sum, norm, step + 1, run_.data().train());
+  check_step(sum, norm, step + 1);
   const double rate = run_.optimizer().learning_rate() *
                       schedule_factor(schedule_kind(run_), step, run_.schedule().warmup_steps(),
                                       run_.train().steps());
-  apply_step(stream_, *factors_, optimizer_settings(run_), rate, step + 1, sum.counted, norm);
   counters_.step = step + 1;
+  if (sum.counted > 0) {
+    apply_step(stream_, *factors_, optimizer_settings(run_), rate,
+               counters_.step - counters_.steps_skipped, sum.counted, norm);
+  } else {
+    ++counters_.steps_skipped;
+  }
   counters_.sequences_consumed = counters_.step * run_.train().global_batch_size();
   counters_.tokens += sum.counted;
   StepMetrics line;
   line.step = counters_.step;
-  line.loss = sum.loss_sum / double(sum.counted);
+  if (sum.counted > 0) line.loss = sum.loss_sum / double(sum.counted);
   line.learning_rate = rate;
   line.grad_norm = norm;
   line.tokens = sum.tokens;
@@ -384,7 +387,7 @@ int Trainer::run() {
     if (last || signal != 0 || line.eval_loss || every(run_.train().log_every())) {
       console_.line(format_step(line, steps));
     }
-    console_.progress(counters_.step, steps, fmt::format("loss {:.4f}", line.loss));
+    console_.progress(counters_.step, steps, fmt::format("loss {:.4f}", line.loss.value_or(0)));
     if (every(run_.train().replica_check_every())) check_replicas(*factors_, world_);
     if (last || signal != 0 || every(run_.checkpoint().every())) save_checkpoint();
     if (signal != 0 && !last) return stop(signal);
@@ -397,30 +400,14 @@ int Trainer::run() {
   return 0;
 }
 
-// What the data had that a user should know, over all ranks.
-void Trainer::report_data_notes() {
-  const bool counts = mesh_.tp_rank == 0;  // a tensor-parallel group reads the same lines
-  int64_t sums[2] = {counts ? train_data_->truncated_count() : 0,
-                     counts ? train_data_->prompt_mismatches() : 0};
-  Stream host(1);  // the sums lie in host memory
-  world_.all_reduce_sum(host, matrix(sums, 1, 2, DType::I64), "data_notes");
-  if (sums[0] > 0) {
-    console_.line(fmt::format("note: {} sequence(s) were cut to data.seq_len {}", sums[0],
-                              run_.data().seq_len()));
-  }
-  if (sums[1] > 0) {
-    console_.line(
-        fmt::format("note: in {} sequence(s) a token spans prompt and completion; it "
-                    "counts to the prompt",
-                    sums[1]));
-  }
-}
-
 void Trainer::finish() {
   world_.set_trace(nullptr);
   mesh_.tensor->set_trace(nullptr);
   profiler_.detach();
-  report_data_notes();
+  if (counters_.steps_skipped > 0) {
+    console_.line(fmt::format("note: {} of {} steps had no label in their batch and made no update",
+                              counters_.steps_skipped, counters_.step));
+  }
   run_agreed(world_, [&] {
     if (first_ && run_.output().trace_collectives()) {
       write_trace(run_dir_, world_trace_, tensor_trace_);
