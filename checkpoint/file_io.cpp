@@ -21,7 +21,13 @@
 namespace lorashard {
 namespace {
 
-std::string reason(int error) { return std::generic_category().message(error); }
+// What the system says, and what would help where that is known.
+std::string reason(int error) {
+  std::string text = std::generic_category().message(error);
+  if (error == ENOSPC || error == EDQUOT) text += "; free space there";
+  if (error == EFBIG) text += "; raise the limit on file sizes (ulimit -f)";
+  return text;
+}
 
 // A file descriptor that closes itself.
 struct Descriptor {
@@ -65,6 +71,37 @@ fs::path temporary_beside(const fs::path& path) {
   std::string name = ".";
   name.append(path.filename().string()).append(".tmp-").append(std::to_string(::getpid()));
   return parent_of(path) / name.append("-").append(std::to_string(counter++));
+}
+
+// Calls fill on a new directory beside `target` and syncs what it wrote; returns the directory.
+// Nothing remains if fill throws, and its errors name `target`.
+fs::path fill_temporary(const fs::path& target, const std::function<void(const fs::path&)>& fill) {
+  const fs::path temporary = temporary_beside(target);
+  if (::mkdir(temporary.c_str(), 0755) != 0)
+    fail_run(target.string(), "cannot be created: " + reason(errno));
+  try {
+    fill(temporary);
+    std::vector<fs::path> directories{temporary};
+    for (const auto& entry : fs::recursive_directory_iterator(temporary)) {
+      if (entry.is_symlink()) continue;
+      if (entry.is_directory()) {
+        directories.push_back(entry.path());
+      } else {
+        sync_path(entry.path(), O_RDONLY);
+      }
+    }
+    for (auto d = directories.rbegin(); d != directories.rend(); ++d)
+      sync_path(*d, O_RDONLY | O_DIRECTORY);
+  } catch (const Error& e) {
+    std::error_code ec;
+    fs::remove_all(temporary, ec);
+    rethrow_renamed(e, temporary, target);
+  } catch (...) {
+    std::error_code ec;
+    fs::remove_all(temporary, ec);
+    throw;
+  }
+  return temporary;
 }
 
 constexpr uint64_t kFaultAround = 64 * 1024;  // Linux maps the cached pages around a fault
@@ -206,9 +243,13 @@ void OutputFile::close() {
 
 void write_file_atomic(const fs::path& path, std::string_view text) {
   const fs::path temporary = temporary_beside(path);
-  OutputFile out(temporary, false);
-  out.write(text);
-  out.close();
+  try {
+    OutputFile out(temporary, false);
+    out.write(text);
+    out.close();
+  } catch (const Error& e) {
+    rethrow_renamed(e, temporary, path);
+  }
   if (::rename(temporary.c_str(), path.c_str()) != 0) {
     const int error = errno;
     ::unlink(temporary.c_str());
@@ -227,22 +268,8 @@ void create_directory_atomic(const fs::path& path,
   std::error_code ec;
   if (fs::exists(fs::symlink_status(target, ec))) refuse_existing();
   fs::create_directories(parent_of(target), ec);
-  const fs::path temporary = temporary_beside(target);
-  if (::mkdir(temporary.c_str(), 0755) != 0)
-    fail_run(target.string(), "cannot be created: " + reason(errno));
+  const fs::path temporary = fill_temporary(target, fill);
   try {
-    fill(temporary);
-    std::vector<fs::path> directories{temporary};
-    for (const auto& entry : fs::recursive_directory_iterator(temporary)) {
-      if (entry.is_symlink()) continue;
-      if (entry.is_directory()) {
-        directories.push_back(entry.path());
-      } else {
-        sync_path(entry.path(), O_RDONLY);
-      }
-    }
-    for (auto d = directories.rbegin(); d != directories.rend(); ++d)
-      sync_path(*d, O_RDONLY | O_DIRECTORY);
     // Plain rename would replace an empty directory that appeared meanwhile.
     if (::renameat2(AT_FDCWD, temporary.c_str(), AT_FDCWD, target.c_str(), RENAME_NOREPLACE) != 0) {
       if (errno == EEXIST) refuse_existing();
@@ -255,6 +282,29 @@ void create_directory_atomic(const fs::path& path,
     throw;
   }
   sync_path(parent_of(target), O_RDONLY | O_DIRECTORY);
+}
+
+void replace_files(const fs::path& dir, const std::function<void(const fs::path&)>& fill) {
+  const fs::path temporary = fill_temporary(dir, fill);
+  std::error_code ec;
+  for (const auto& entry : fs::directory_iterator(temporary)) {
+    fs::rename(entry.path(), dir / entry.path().filename(), ec);
+    if (ec) break;
+  }
+  std::error_code ignored;
+  fs::remove_all(temporary, ignored);
+  if (ec) fail_run(dir.string(), "a file in it cannot be replaced: " + ec.message());
+  sync_path(dir, O_RDONLY | O_DIRECTORY);
+}
+
+void rethrow_renamed(const Error& error, const fs::path& from, const fs::path& to) {
+  std::string what = error.what();
+  const std::string old_name = from.string(), new_name = to.string();
+  for (size_t at = 0; (at = what.find(old_name, at)) != std::string::npos; at += new_name.size())
+    what.replace(at, old_name.size(), new_name);
+  Error renamed(error.exit_status, "", what);
+  renamed.on_all_ranks = error.on_all_ranks;
+  throw renamed;
 }
 
 std::string to_hex(const unsigned char* data, size_t bytes) {

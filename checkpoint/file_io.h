@@ -10,6 +10,8 @@
 #include <string>
 #include <string_view>
 
+#include "configs/error.h"
+
 namespace lorashard {
 
 namespace fs = std::filesystem;
@@ -99,6 +101,14 @@ void write_file_atomic(const fs::path& path, std::string_view text);
 // Nothing remains if fill throws. REQUIRES: path does not exist (Error, status 2).
 void create_directory_atomic(const fs::path& path,
                              const std::function<void(const fs::path&)>& fill);
+
+// Calls fill(temporary directory beside the existing directory `dir`), syncs what it wrote, and
+// moves each file into `dir`, over one of its name; others stay. Each file is the old or the new
+// one at any moment. Nothing is changed if fill throws.
+void replace_files(const fs::path& dir, const std::function<void(const fs::path&)>& fill);
+
+// Throws `error` with every `from` in its text replaced by `to`: the name that the user knows.
+[[noreturn]] void rethrow_renamed(const Error& error, const fs::path& from, const fs::path& to);
 
 // SHA-256 in hexadecimal.
 std::string sha256_hex(const void* data, uint64_t bytes);

@@ -100,6 +100,7 @@ int run_body(Communicator& world, HostRank host, const std::function<int(const R
 
 int run_job(int* argc, char*** argv, bool with_mpi, const std::function<int(const Ranks&)>& body) {
   handle_fault(SIGBUS, lost_page);
+  std::signal(SIGXFSZ, SIG_IGN);  // a file over the limit on sizes is an error of its write
   if (!with_mpi || !started_by_mpi_launcher()) {
     const auto world = make_self_communicator();
     return run_body(*world, {}, body);

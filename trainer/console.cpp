@@ -1,5 +1,6 @@
 #include "trainer/console.h"
 
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -41,6 +42,28 @@ void Console::progress(int64_t done, int64_t total, const std::string& text) {
   std::fputs(bar.c_str(), stdout);
   std::fflush(stdout);
   bar_shown_ = true;
+}
+
+LongWork::LongWork(Console& console, const std::string& text, std::chrono::milliseconds patience) {
+  if (!console.enabled()) return;
+  waiting_ = std::thread([this, &console, text, patience] {
+    std::unique_lock lock(mutex_);
+    if (ended_.wait_for(lock, patience, [&] { return done_; })) return;
+    console.line(text);
+    told_ = true;
+  });
+}
+
+std::string LongWork::end() {
+  if (!waiting_.joinable()) return "";
+  {
+    const std::lock_guard lock(mutex_);
+    done_ = true;
+  }
+  ended_.notify_one();
+  waiting_.join();
+  const auto took = std::chrono::steady_clock::now() - start_;
+  return told_ ? fmt::format(" (took {:.1f} s)", std::chrono::duration<double>(took).count()) : "";
 }
 
 }  // namespace lorashard

@@ -2,8 +2,12 @@
 // the rank that has `enabled` prints.
 #pragma once
 
+#include <chrono>
+#include <condition_variable>
 #include <cstdint>
+#include <mutex>
 #include <string>
+#include <thread>
 
 namespace lorashard {
 
@@ -21,6 +25,24 @@ class Console {
  private:
   void clear_bar();
   bool enabled_, terminal_, bar_shown_ = false;
+};
+
+// Work that may take long: once it has taken `patience`, one line says so, and end() how long it
+// took. Nothing else may be printed meanwhile.
+class LongWork {
+ public:
+  LongWork(Console& console, const std::string& text,
+           std::chrono::milliseconds patience = std::chrono::seconds(5));
+  ~LongWork() { end(); }
+  // " (took 12.3 s)" if the line was printed, else nothing.
+  std::string end();
+
+ private:
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  std::mutex mutex_;
+  std::condition_variable ended_;
+  bool done_ = false, told_ = false;
+  std::thread waiting_;
 };
 
 }  // namespace lorashard
