@@ -15,8 +15,9 @@ inline constexpr const char* kManifestFile = "manifest.textproto";
 void write_training_manifest(const fs::path& dir, const TrainingCounters& counters,
                              const std::map<std::string, std::string>& digests);
 
-// Reads DIR/manifest.textproto and checks its own digest, that the directory holds exactly the
-// files that it lists, and their sizes and SHA-256. Errors (status 2) name the file.
+// Reads DIR/manifest.textproto and checks its own digest, and that the directory holds the files
+// that it lists with their sizes and SHA-256; other files are a user's. Errors (status 2) name the
+// file.
 TrainingManifest verify_training_manifest(const fs::path& dir);
 
 }  // namespace lorashard

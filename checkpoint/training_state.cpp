@@ -119,12 +119,16 @@ TrainingState load_checkpoint(const fs::path& dir, const std::vector<LinearModul
   TrainingState state;
   state.counters = {.step = m.step(),
                     .sequences_consumed = m.sequences_consumed(),
+                    .data_begins = m.data_begins(),
+                    .sequences = m.sequences(),
                     .tokens = m.tokens(),
                     .steps_skipped = m.steps_skipped(),
                     .seed = m.seed(),
                     .base_digest = m.base_digest(),
                     .data_digest = m.data_digest(),
-                    .config_digest = m.config_digest()};
+                    .config_digest = m.config_digest(),
+                    .settings = {m.setting().begin(), m.setting().end()},
+                    .changes = {m.change().begin(), m.change().end()}};
   state.adapter = read_adapter(dir, modules);
   read_state(dir / kStateFile, state);
   return state;
@@ -134,6 +138,18 @@ TrainingState load_checkpoint(const fs::path& dir, const std::vector<LinearModul
 std::string within(const fs::path& dir, const std::string& message) {
   const std::string prefix = dir.string() + "/";
   return message.starts_with(prefix) ? message.substr(prefix.size()) : message;
+}
+
+// Files of a user's in a checkpoint: names that `ours`, a checkpoint just written, does not have.
+// Hidden ones are what systems leave about.
+std::vector<fs::path> files_of_users(const fs::path& dir, const fs::path& ours) {
+  std::vector<fs::path> files;
+  std::error_code ec;
+  for (const auto& entry : fs::directory_iterator(dir, ec)) {
+    const fs::path name = entry.path().filename();
+    if (!name.string().starts_with(".") && !fs::exists(ours / name)) files.push_back(entry.path());
+  }
+  return files;
 }
 
 // Removes `path` in two steps, so that a run killed meanwhile leaves no part of a checkpoint under
@@ -187,7 +203,13 @@ std::vector<std::string> save_checkpoint(const fs::path& run_dir, const Training
     // The new one is whole before the old one goes.
     fs::path fresh = dir / ".";
     fresh += name + ".new";
-    create_directory_atomic(fresh, fill);
+    try {
+      create_directory_atomic(fresh, fill);
+    } catch (const Error& e) {
+      rethrow_renamed(e, fresh, target);
+    }
+    for (const fs::path& file : files_of_users(target, fresh))
+      fs::rename(file, fresh / file.filename(), ec);
     remove_directory(target, notes);
     fs::rename(fresh, target, ec);
     if (ec) fail_run(target.string(), "cannot be replaced: " + ec.message());
@@ -198,9 +220,17 @@ std::vector<std::string> save_checkpoint(const fs::path& run_dir, const Training
 
   if (keep_last > 0) {
     int64_t kept = 0;
-    for (const int64_t step : list_steps(dir))
-      if (step <= state.counters.step && ++kept > keep_last)
-        remove_directory(dir / step_name(step), notes);
+    for (const int64_t step : list_steps(dir)) {
+      if (step > state.counters.step || ++kept <= keep_last) continue;
+      const fs::path old = dir / step_name(step);
+      const std::vector<fs::path> files = files_of_users(old, target);
+      if (files.empty()) {
+        remove_directory(old, notes);
+      } else if (kept == keep_last + 1) {  // told once, when its turn comes
+        notes.push_back(old.string() + ": is kept, " + files[0].filename().string() +
+                        " in it is not of this run");
+      }
+    }
   }
   return notes;
 }
@@ -261,6 +291,10 @@ std::vector<std::string> inspect_checkpoint(const fs::path& path) {
       "data digest: " + or_none(manifest.data_digest()),
       "config digest: " + or_none(manifest.config_digest()),
   };
+  if (manifest.steps_skipped() > 0)
+    lines.push_back(std::to_string(manifest.steps_skipped()) +
+                    " steps made no update: no label in their batch");
+  for (const std::string& change : manifest.change()) lines.push_back("changed: " + change);
   for (const FileDigest& file : manifest.file())
     lines.push_back(file.name() + ": " + std::to_string(file.bytes()) + " bytes, SHA-256 " +
                     file.sha256() + ", verified");

@@ -23,13 +23,17 @@ namespace lorashard {
 // Counters and provenance.
 struct TrainingCounters {
   int64_t step = 0;                // optimizer steps done
-  int64_t sequences_consumed = 0;  // position in the (shuffled) stream of training sequences
+  int64_t sequences_consumed = 0;  // place in the (shuffled) stream of training sequences
+  int64_t data_begins = 0;         // place at which the present data's first epoch began
+  int64_t sequences = 0;           // of the training data; 0 if unknown
   int64_t tokens = 0;              // counted labels so far
   int64_t steps_skipped = 0;       // steps without an update: their batch had no label
   uint64_t seed = 0;
   std::string base_digest;
-  std::string data_digest;    // of the training data; empty if unknown
-  std::string config_digest;  // of the settings that fix the mathematics
+  std::string data_digest;                 // of the training data; empty if unknown
+  std::string config_digest;               // of the settings that fix the mathematics
+  std::vector<std::string> settings = {};  // "PATH: VALUE" of what the run was made with
+  std::vector<std::string> changes = {};  // of the settings and the data over all resumes, in words
 
   bool operator==(const TrainingCounters&) const = default;
 };
@@ -43,10 +47,10 @@ struct TrainingState {
 
 // Writes RUN/checkpoints/step-NNNNNN in one rename after fsync, then RUN/checkpoints/latest;
 // removes what killed runs left half-written and all but the newest `keep_last` checkpoints up to
-// this step (0 keeps all). One that stands under the same number (damaged, and passed over when the
-// run resumed) is replaced. On any failure nothing but whole checkpoints remains: Error, status 3.
-// A file that cannot be removed is no failure: returns one line for each. REQUIRES: called by one
-// rank.
+// this step (0 keeps all), but for those in which a user has put files. One that stands under the
+// same number (damaged, and passed over when the run resumed) is replaced. On any failure nothing
+// but whole checkpoints remains: Error, status 3. What cannot or should not be removed is no
+// failure: returns one line for each. REQUIRES: called by one rank.
 std::vector<std::string> save_checkpoint(const fs::path& run_dir, const TrainingState& state,
                                          int64_t keep_last);
 
@@ -56,7 +60,8 @@ struct LoadedCheckpoint {
   std::vector<std::string> notes;  // damaged newer checkpoints that were passed over, by name
 };
 
-// The newest whole checkpoint of a run, or nothing if there is none. Checks inventory, digests,
+// The newest whole checkpoint of a run, or nothing if there is none. Checks inventory, digests (not
+// files that a user has put there),
 // shapes (against `modules`) and finiteness. If checkpoints exist and all are damaged: Error,
 // status 2.
 std::optional<LoadedCheckpoint> load_newest_checkpoint(const fs::path& run_dir,

@@ -21,7 +21,7 @@ namespace {
 struct Arguments {
   std::string config;
   std::vector<std::string> overrides;
-  bool resume = false;
+  bool resume = false, accept_changes = false;
   std::string profile, eval_adapter;
   ShardOptions shard;
   ExportCommandOptions exports;
@@ -49,8 +49,15 @@ void declare(CLI::App& app, Arguments& a) {
   CLI::App* train = app.add_subcommand(
       "train", "Fine-tune with LoRA; under mpirun -n N on N ranks (TP x DP, see parallel.tensor)");
   run_config(train);
-  train->add_flag("--resume", a.resume,
-                  "continue the run in output.dir from its newest whole checkpoint, or begin it");
+  CLI::Option* resume = train->add_flag(
+      "--resume", a.resume,
+      "continue the run in output.dir from its newest whole checkpoint, or begin it");
+  train
+      ->add_flag(
+          "--accept-changes", a.accept_changes,
+          "with --resume: also with other data, settings of the data, batch or seed than the "
+          "run had")
+      ->needs(resume);
   train
       ->add_option("--profile", a.profile,
                    "write what each rank did when to this file (Chrome trace format)")
@@ -160,6 +167,7 @@ int run(CLI::App& app, Arguments& a, int argc, char** argv) {
       in_run_folder = true;
       return train(config, ranks,
                    {.resume = a.resume,
+                    .accept_changes = a.accept_changes,
                     .profile = a.profile,
                     .first_step_done = stop_after_a_checkpoint,
                     .stop_signal = stop_signal,

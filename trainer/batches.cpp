@@ -49,25 +49,26 @@ int64_t permuted(int64_t i, int64_t n, uint64_t seed, uint64_t epoch) {
 
 BatchStream::BatchStream(std::shared_ptr<const Dataset> dataset, uint64_t seed, bool shuffle,
                          int64_t global_batch, int64_t micro_batch, int64_t dp_rank,
-                         int64_t dp_size)
+                         int64_t dp_size, StreamPosition position)
     : dataset_(std::move(dataset)),
       seed_(seed),
       shuffle_(shuffle),
       global_batch_(global_batch),
       micro_batch_(micro_batch),
       dp_rank_(dp_rank),
-      dp_size_(dp_size) {
+      dp_size_(dp_size),
+      position_(position) {
   assert(global_batch % (micro_batch * dp_size) == 0 && dp_rank < dp_size);
 }
 
 int64_t BatchStream::sequence_at(int64_t place) const {
-  const int64_t n = dataset_->size(), within = place % n;
-  return shuffle_ ? permuted(within, n, seed_, static_cast<uint64_t>(place / n)) : within;
+  const int64_t n = dataset_->size(), at = place - position_.data_begins, within = at % n;
+  return shuffle_ ? permuted(within, n, seed_, static_cast<uint64_t>(at / n)) : within;
 }
 
 MicroBatch BatchStream::micro_batch(int64_t step, int64_t m) const {
-  const int64_t first =
-      step * global_batch_ + dp_rank_ * (global_batch_ / dp_size_) + m * micro_batch_;
+  const int64_t first = position_.place + (step - position_.step) * global_batch_ +
+                        dp_rank_ * (global_batch_ / dp_size_) + m * micro_batch_;
   MicroBatch batch;
   batch.offsets.push_back(0);
   for (int64_t place = first; place < first + micro_batch_; ++place)

@@ -28,19 +28,26 @@ struct MicroBatch {
   int64_t counted = 0;             // labels that are not -100
 };
 
-// The endless stream of training sequences, epoch after epoch; optimizer step s takes places
-// s * global_batch up to (s + 1) * global_batch, which may cross the end of an epoch. Data-parallel
-// rank d takes a contiguous share of them and cuts it into micro-batches.
+// Where a run is in its stream: `step` begins at `place`, and the first epoch of the present data
+// began at place `data_begins`. Places are never used twice in a run, so they key its dropout.
+struct StreamPosition {
+  int64_t step = 0, place = 0, data_begins = 0;
+};
+
+// The endless stream of training sequences, epoch after epoch; each optimizer step takes the next
+// global_batch places, which may cross the end of an epoch. Data-parallel rank d takes a contiguous
+// share of them and cuts it into micro-batches.
 class BatchStream {
  public:
   // REQUIRES: global_batch is a multiple of micro_batch * dp_size.
   BatchStream(std::shared_ptr<const Dataset> dataset, uint64_t seed, bool shuffle,
-              int64_t global_batch, int64_t micro_batch, int64_t dp_rank, int64_t dp_size);
+              int64_t global_batch, int64_t micro_batch, int64_t dp_rank, int64_t dp_size,
+              StreamPosition position = {});
 
   // Micro-batches of this rank in each step.
   int64_t micro_batches() const { return global_batch_ / (micro_batch_ * dp_size_); }
-  // Micro-batch m of step `step` (from 0). May be called from several threads. Errors: as
-  // Dataset::get.
+  // Micro-batch m of step `step` (from 0, at least the position's). May be called from several
+  // threads. Errors: as Dataset::get.
   MicroBatch micro_batch(int64_t step, int64_t m) const;
   // All of them, where the counted labels of the step are needed first.
   std::vector<MicroBatch> batch(int64_t step) const;
@@ -52,6 +59,7 @@ class BatchStream {
   uint64_t seed_;
   bool shuffle_;
   int64_t global_batch_, micro_batch_, dp_rank_, dp_size_;
+  StreamPosition position_;
 };
 
 // Every sequence of an evaluation file once, in the file's order, shared out over the data-parallel

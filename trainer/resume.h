@@ -14,18 +14,22 @@ namespace lorashard {
 
 struct ResumedRun {
   bool found = false;
-  std::vector<std::string> notes;  // damaged checkpoints that were passed over
+  bool finished = false;  // all its steps are made and RUN/adapter is there: nothing loaded
+  std::vector<std::string> notes;  // damaged checkpoints that were passed over, changed settings
 };
 
 // Digest of the settings that say which data each step sees.
 std::string settings_digest(const RunConfig& run);
 
 // Fills factors, moments and counters from the newest whole checkpoint of the run, if there is one.
-// `counters` says what this run has (seed, digests); a checkpoint of another base, other data,
-// other LoRA settings, seed or batch is refused: Error (status 2) naming the setting. One rank
-// calls it.
+// `counters` says what this run has (seed, digests, settings, sequences). Errors (status 2) name
+// the setting: another base or other factors; fewer steps than made; unless `accept_changes`, other
+// data, settings of the data, batch or seed. With it the run goes on at its place in the data where
+// that still means something, and begins the data anew where the number of sequences or their order
+// is another. Every change is among the notes, and in counters.changes for the checkpoints to come.
+// One rank calls it.
 ResumedRun load_run(const fs::path& run_dir, const ModelConfig& model, Factors& factors,
-                    TrainingCounters& counters, const Config& config);
+                    TrainingCounters& counters, const Config& config, bool accept_changes);
 
 // Hands what rank 0 loaded to all. Collective.
 void share_run(ResumedRun& resumed, Factors& factors, TrainingCounters& counters,
@@ -35,7 +39,8 @@ void share_run(ResumedRun& resumed, Factors& factors, TrainingCounters& counters
 std::vector<std::string> save_run(const fs::path& run_dir, const Factors& factors,
                                   const TrainingCounters& counters, int64_t keep_last);
 
-// RUN/adapter, replacing an earlier one. One rank calls it.
+// RUN/adapter. Of an earlier one its files are replaced; others in the folder are a user's and
+// stay. One rank calls it.
 void save_final_adapter(const fs::path& run_dir, const Factors& factors);
 
 }  // namespace lorashard

@@ -58,30 +58,54 @@ void MetricsFile::append(const StepMetrics& m) {
   if (m.eval_loss) line["eval_loss"] = *m.eval_loss;
   const std::string text = line.dump() + "\n";
   if (std::fwrite(text.data(), 1, text.size(), file_) != text.size() || std::fflush(file_) != 0) {
-    fail_run(path_.string(), std::string("cannot write: ") + std::strerror(errno));
+    const int error = errno;
+    fail_run(path_.string(), std::string("cannot be written: ") + std::strerror(error) +
+                                 (error == ENOSPC || error == EDQUOT ? "; free space there" : ""));
   }
 }
 
-void open_run_folder(const Config& config, bool resume) {
+void check_run_folder(const Config& config, bool resume) {
+  if (resume) return;
   const fs::path dir = config.run.output().dir();
-  if (!resume) {
-    for (const char* name : {"config.textproto", "metrics.jsonl", "checkpoints", "adapter"}) {
-      if (fs::exists(dir / name)) {
-        fail_input(config.where("output.dir"),
-                   "'" + dir.string() + "' holds a run (" + name +
-                       "); choose another output.dir, or continue it with --resume");
-      }
+  for (const char* name : {"config.textproto", "metrics.jsonl", "checkpoints", "adapter"}) {
+    if (fs::exists(dir / name)) {
+      fail_input(config.where("output.dir"),
+                 "'" + dir.string() + "' holds a run (" + name +
+                     "); choose another output.dir, or continue it with --resume");
     }
   }
+}
+
+std::unique_ptr<FolderLock> open_run_folder(const Config& config, bool resume) {
+  const fs::path dir = config.run.output().dir();
+  check_run_folder(config, resume);
   std::error_code error;
   fs::create_directories(dir, error);
   if (error) {
     fail_input(config.where("output.dir"),
                "cannot create '" + dir.string() + "': " + error.message());
   }
+  auto lock = std::make_unique<FolderLock>(dir, config.where("output.dir"));
+  check_run_folder(config, resume);  // a job that held it may have made a run
+  return lock;
 }
 
-void write_run_config(const RunConfig& run, const LoraPlan& plan) {
+void write_run(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const Error& e) {
+    if (e.exit_status != kExitFailure) throw;
+    const std::string what = e.what();
+    Error more(
+        e.exit_status, "",
+        what + (what.find("; ") != std::string::npos ? ", then continue with --resume"
+                                                     : "; mend that, then continue with --resume"));
+    more.on_all_ranks = e.on_all_ranks;
+    throw more;
+  }
+}
+
+RunConfig resolved_config(const RunConfig& run, const LoraPlan& plan) {
   RunConfig resolved = run;
   auto& lora = *resolved.mutable_lora();
   lora.set_rank(plan.config.rank);
@@ -91,7 +115,24 @@ void write_run_config(const RunConfig& run, const LoraPlan& plan) {
   const auto& alphas = plan.config.alpha_pattern;
   *lora.mutable_rank_pattern() = {ranks.begin(), ranks.end()};
   *lora.mutable_alpha_pattern() = {alphas.begin(), alphas.end()};
-  write_file_atomic(fs::path(run.output().dir()) / "config.textproto", to_textproto(resolved));
+  return resolved;
+}
+
+void write_run_config(const RunConfig& resolved, int64_t step) {
+  const fs::path dir = resolved.output().dir(), path = dir / "config.textproto";
+  const std::string text = to_textproto(resolved);
+  if (fs::exists(path)) {
+    const std::string before = read_text(path);
+    if (before == text) return;
+    fs::create_directories(dir / "configs");
+    fs::path kept;
+    for (int n = 1; n == 1 || fs::exists(kept); ++n) {
+      kept = dir / "configs" /
+             fmt::format("until-step-{:06}{}.textproto", step, n == 1 ? "" : fmt::format("-{}", n));
+    }
+    write_file_atomic(kept, before);
+  }
+  write_file_atomic(path, text);
 }
 
 }  // namespace lorashard

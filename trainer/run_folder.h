@@ -1,12 +1,15 @@
-// RUN/: the resolved config, metrics.jsonl, checkpoints/ and adapter/. One rank writes it.
+// RUN/: the resolved config and those before it, metrics.jsonl, checkpoints/ and adapter/. One rank
+// writes it.
 #pragma once
 
 #include <cstdint>
 #include <cstdio>
+#include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 
-#include "checkpoint/file_io.h"
+#include "checkpoint/file_lock.h"
 #include "configs/config.h"
 #include "trainer/session.h"
 
@@ -43,12 +46,24 @@ class MetricsFile {
   std::FILE* file_;
 };
 
-// Creates the folder. Without `resume`, a folder that holds a run is refused (Error, status 2).
-void open_run_folder(const Config& config, bool resume);
+// Without `resume`, a folder that holds a run is refused (Error, status 2). Creates nothing.
+void check_run_folder(const Config& config, bool resume);
 
-// Writes config.textproto: the settings, with those of the factors as the plan has them where they
-// come from the adapter of lora.init_from. To be called when nothing can be refused any more, so
-// that a refused resume leaves the run's own.
-void write_run_config(const RunConfig& run, const LoraPlan& plan);
+// Creates the folder, if it may be used (check_run_folder), and takes it for this job: Error
+// (status 2) naming the job that works in it, if there is one.
+std::unique_ptr<FolderLock> open_run_folder(const Config& config, bool resume);
+
+// Calls body, which writes into the run folder. An Error (status 3) in it gets the way on added:
+// after what failed is mended, --resume.
+void write_run(const std::function<void()>& body);
+
+// The settings, with those of the factors as the plan has them where they come from the adapter of
+// lora.init_from.
+RunConfig resolved_config(const RunConfig& run, const LoraPlan& plan);
+
+// Writes RUN/config.textproto, of the run that is at `step`. What it said before, if that was
+// something else, is kept as RUN/configs/until-step-NNNNNN.textproto. To be called when nothing can
+// be refused any more, so that a refused resume leaves the run's own.
+void write_run_config(const RunConfig& resolved, int64_t step);
 
 }  // namespace lorashard

@@ -23,6 +23,7 @@
 #include "trainer/resume.h"
 #include "trainer/run_folder.h"
 #include "trainer/schedule.h"
+#include "trainer/setting_changes.h"
 #include "trainer/stop.h"
 
 namespace lorashard {
@@ -176,6 +177,8 @@ class Trainer {
   std::optional<Model> model_;
   std::optional<BatchStream> batches_;
   std::optional<MetricsFile> metrics_;  // on the first rank
+  std::unique_ptr<FolderLock> lock_;    // on the first rank
+  bool finished_ = false;               // before this call: nothing is to be done
   bool look_within_step_ = false;       // the step before was long; the same on all ranks
   int64_t saved_step_ = -1;             // of the newest checkpoint that this call wrote
 };
@@ -196,6 +199,7 @@ Trainer::Trainer(const Config& config, const Ranks& ranks, const TrainOptions& o
   mesh_ = make_mesh(world_, int(run_.parallel().tensor()));
   make_factors();
   start_or_resume();
+  if (finished_) return;
   make_model();
   console_.line("backend " + device_.reason);
   console_.line(describe(*base_, *factors_, *model_, mesh_, stream_.threads()));
@@ -204,7 +208,7 @@ Trainer::Trainer(const Config& config, const Ranks& ranks, const TrainOptions& o
   }
   if (counters_.step > 0) console_.line(fmt::format("resumed at step {}", counters_.step));
   run_agreed(world_, [&] {
-    if (first_) metrics_.emplace(run_dir_, counters_.step);
+    if (first_) write_run([&] { metrics_.emplace(run_dir_, counters_.step); });
   });
   if (run_.output().trace_collectives()) {
     world_.set_trace(&world_trace_);
@@ -216,6 +220,7 @@ Trainer::Trainer(const Config& config, const Ranks& ranks, const TrainOptions& o
 void Trainer::open_inputs() {
   run_agreed(world_, [&] {
     check_world(config_, world_.size());
+    if (first_) check_run_folder(config_, options_.resume);
     base_ = BaseModel::open(run_.model().path());
     check_tensor_degree(config_, base_->config());
     train_data_ = open_dataset(config_, run_.data().train(), *base_);
@@ -240,8 +245,9 @@ void Trainer::open_inputs() {
 void Trainer::make_factors() {
   run_agreed(world_, [&] {
     plan_ = plan_lora(config_, *base_, counters_.base_digest);
-    if (first_) open_run_folder(config_, options_.resume);
+    if (first_) lock_ = open_run_folder(config_, options_.resume);
   });
+  if (lock_ && !lock_->note().empty()) console_.line("note: " + lock_->note());
   factors_.emplace(stream_, base_->config(), plan_.modules, plan_.config, mesh_.tp_rank,
                    mesh_.tp_size, step_tail_floats(world_.size()));
 }
@@ -250,15 +256,20 @@ void Trainer::start_or_resume() {
   ResumedRun resumed;
   run_agreed(world_, [&] {
     if (!first_) return;
+    const RunConfig resolved = resolved_config(run_, plan_);
+    counters_.sequences = train_data_->size();
+    counters_.settings = recorded_settings(resolved);
     if (options_.resume) {
-      resumed = load_run(run_dir_, base_->config(), *factors_, counters_, config_);
+      resumed = load_run(run_dir_, base_->config(), *factors_, counters_, config_,
+                         options_.accept_changes);
     }
-    write_run_config(run_, plan_);
+    if (!resumed.finished) write_run([&] { write_run_config(resolved, counters_.step); });
   });
   if (options_.resume) {
     for (const std::string& note : resumed.notes) console_.line("note: " + note);
     share_run(resumed, *factors_, counters_, world_);
   }
+  finished_ = resumed.finished;
   if (resumed.found) return;
   if (plan_.start) {
     factors_->load(*plan_.start);
@@ -274,9 +285,10 @@ void Trainer::make_model() {
                    model_options(run_, stream_, ranks_.host_ranks));
     stream_.synchronize();  // an error of what was copied to the device belongs here
   });
-  batches_.emplace(train_data_, run_.train().seed(), run_.data().shuffle(),
-                   run_.train().global_batch_size(), run_.train().micro_batch_size(), mesh_.dp_rank,
-                   mesh_.dp_size);
+  batches_.emplace(
+      train_data_, run_.train().seed(), run_.data().shuffle(), run_.train().global_batch_size(),
+      run_.train().micro_batch_size(), mesh_.dp_rank, mesh_.dp_size,
+      StreamPosition{counters_.step, counters_.sequences_consumed, counters_.data_begins});
 }
 
 // Forward and backward over this rank's micro-batches of the step. A tensor-parallel group that
@@ -323,7 +335,7 @@ StepMetrics Trainer::optimizer_step(const StepCounts& sum) {
   } else {
     ++counters_.steps_skipped;
   }
-  counters_.sequences_consumed = counters_.step * run_.train().global_batch_size();
+  counters_.sequences_consumed += run_.train().global_batch_size();
   counters_.tokens += sum.counted;
   StepMetrics line;
   line.step = counters_.step;
@@ -340,11 +352,14 @@ void Trainer::save_checkpoint() {
   if (saved_step_ == counters_.step) return;
   saved_step_ = counters_.step;
   if (!first_) return;
-  for (const std::string& note :
-       save_run(run_dir_, *factors_, counters_, run_.checkpoint().keep_last())) {
-    console_.line("note: " + note);
-  }
-  console_.line(fmt::format("checkpoint step-{:06}", counters_.step));
+  const std::string name = fmt::format("checkpoint step-{:06}", counters_.step);
+  LongWork work(console_, name + " is still being written");
+  std::vector<std::string> notes;
+  write_run(
+      [&] { notes = save_run(run_dir_, *factors_, counters_, run_.checkpoint().keep_last()); });
+  const std::string took = work.end();
+  for (const std::string& note : notes) console_.line("note: " + note);
+  console_.line(name + took);
 }
 
 // Ends the run by a signal: the checkpoint of the last finished step is on disk when it returns.
@@ -359,6 +374,13 @@ int Trainer::stop(int signal) {
 
 int Trainer::run() {
   const int64_t steps = run_.train().steps();
+  if (finished_) {
+    console_.line(
+        fmt::format("the run in {} is finished ({} of {} steps) and left as it is; raise "
+                    "train.steps to continue it",
+                    run_dir_.string(), steps, steps));
+    return 0;
+  }
   const auto every = [&](int64_t interval) {
     return interval > 0 && counters_.step % interval == 0;
   };
@@ -383,7 +405,7 @@ int Trainer::run() {
       signal = eval.stop_signal;
       if (signal == 0) line.eval_loss = eval.mean();
     }
-    if (metrics_) metrics_->append(line);
+    if (metrics_) write_run([&] { metrics_->append(line); });
     if (last || signal != 0 || line.eval_loss || every(run_.train().log_every())) {
       console_.line(format_step(line, steps));
     }
@@ -393,7 +415,7 @@ int Trainer::run() {
     if (signal != 0 && !last) return stop(signal);
   }
   run_agreed(world_, [&] {
-    if (first_) save_final_adapter(run_dir_, *factors_);
+    if (first_) write_run([&] { save_final_adapter(run_dir_, *factors_); });
   });
   finish();
   console_.line("adapter written to " + (run_dir_ / "adapter").string());
@@ -410,7 +432,7 @@ void Trainer::finish() {
   }
   run_agreed(world_, [&] {
     if (first_ && run_.output().trace_collectives()) {
-      write_trace(run_dir_, world_trace_, tensor_trace_);
+      write_run([&] { write_trace(run_dir_, world_trace_, tensor_trace_); });
     }
   });
   if (!options_.profile.empty()) write_profile();

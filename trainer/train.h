@@ -10,6 +10,8 @@ namespace lorashard {
 
 struct TrainOptions {
   bool resume = false;
+  // Resume also where the data, their settings, the batch or the seed are not the run's.
+  bool accept_changes = false;
   // Where to write what each rank did when, in Chrome's trace format; empty: nowhere.
   std::string profile;
   // Called when this run has done its first step: from now on there is something to save.

@@ -185,8 +185,8 @@ TEST(ResumeWithOtherSettings, IsRefusedAndChangesNothing) {
       {"train.seed", "8", "--set train.seed"},
       {"train.global_batch_size", "8", "--set train.global_batch_size"},
       {"data.train", other_data.string(), "--set data.train"},
-      {"data.seq_len", "16", scene.config.string() + ":3:1"},
-      {"data.shuffle", "true", scene.config.string() + ":3:1"},
+      {"data.seq_len", "16", "--set data.seq_len"},
+      {"data.shuffle", "true", "--set data.shuffle"},
       {"lora.init_from", "", scene.config.string() + ":4:1"},
       {"lora.rank", "2", "--set lora.rank"},
   };

@@ -27,7 +27,8 @@ std::vector<nlohmann::json> read_json_lines(const fs::path& path) {
 }
 
 RunResult run_golden(const std::string& name, const fs::path& out, int tensor, int data,
-                     std::vector<std::string> settings, bool resume, int stop_after) {
+                     std::vector<std::string> settings, bool resume, int stop_after,
+                     bool accept_changes) {
   const fs::path dir = golden("peft/" + name);
   settings.insert(settings.begin(),
                   {"model.path=" + (dir / "model").string(), "output.dir=" + out.string(),
@@ -51,6 +52,7 @@ RunResult run_golden(const std::string& name, const fs::path& out, int tensor, i
     int calls = 0;
     TrainOptions options;
     options.resume = resume;
+    options.accept_changes = accept_changes;
     options.stop_signal = [&] { return stop_after > 0 && ++calls >= stop_after ? SIGTERM : 0; };
     train(config, Ranks{world, tensor * data, world.rank()}, options);
   });

@@ -24,7 +24,7 @@ std::vector<nlohmann::json> read_json_lines(const fs::path& path);
 // `stop_after` > 0: SIGTERM arrives in that step, counted from the start of this call.
 RunResult run_golden(const std::string& name, const fs::path& out, int tensor, int data,
                      std::vector<std::string> settings = {}, bool resume = false,
-                     int stop_after = 0);
+                     int stop_after = 0, bool accept_changes = false);
 
 // Largest |x - y| / |y| over the factors, in the Euclidean norm of each.
 double adapter_distance(const Adapter& x, const Adapter& y);
