@@ -190,7 +190,8 @@ TEST_F(Checkpoints, ValuesAreChecked) {
   fails([](auto& s) { s.first_moment[1][0] = INFINITY; },
         "trainer_state.safetensors: model.layers.0.self_attn.q_proj.lora_B.exp_avg: ");
   fails([](auto& s) { s.second_moment[2][0] = -1; }, "trainer_state.safetensors: ");
-  fails([](auto& s) { s.counters.tokens = -1; }, "manifest.textproto: holds a counter that cannot be");
+  fails([](auto& s) { s.counters.tokens = -1; },
+        "manifest.textproto: holds a counter that cannot be");
   // Of another base.
   fails(
       [](auto& s) {

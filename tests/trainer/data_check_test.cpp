@@ -37,7 +37,7 @@ class DataCheck : public testing::Test {
     std::this_thread::sleep_for(std::chrono::milliseconds(40));  // younger files: not remembered
   }
 
-  // Each byte is a token, none of them with a label if `prompt` says so for the whole line.
+  // Each byte is a token.
   DatasetOptions options() {
     DatasetOptions o;
     o.format = run_.data().format();
