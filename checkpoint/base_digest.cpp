@@ -275,19 +275,15 @@ std::string combine_digests(const std::vector<BaseModel::Tensor>& tensors,
   return hash.finish_hex();
 }
 
-std::vector<Digest> tensor_digests(const BaseModel& base, Communicator& world) {
-  if (!base.is_shard_set()) return hash_tensors(base.storage(), base.tensors(), world);
+std::vector<Digest> own_tensor_digests(const BaseModel& base, Communicator& group) {
+  if (!base.is_shard_set()) return hash_tensors(base.storage(), base.tensors(), group);
   // The manifest's digests are those of the bytes once every file is the one that was written.
-  verify_shard_files(base.path(), base.storage(), world);
+  verify_shard_files(base.path(), base.storage(), group);
   std::map<std::string, Digest> listed;
   for (const auto& t : base.storage().manifest->tensor()) parse_hex(t.digest(), listed[t.name()]);
   std::vector<Digest> digests;
   for (const BaseModel::Tensor& t : base.tensors()) digests.push_back(listed.at(t.name));
   return digests;
-}
-
-std::string BaseModel::digest(Communicator& world) const {
-  return combine_digests(tensors_, tensor_digests(*this, world));
 }
 
 }  // namespace lorashard

@@ -41,4 +41,8 @@ bool parse_hex(std::string_view hex, Digest& digest);
 // checks before combining them. Collective.
 std::vector<Digest> tensor_digests(const BaseModel& base, Communicator& world);
 
+// Digests of the files that the ranks of `group` share, without asking any other rank. Collective
+// over `group`.
+std::vector<Digest> own_tensor_digests(const BaseModel& base, Communicator& group);
+
 }  // namespace lorashard

@@ -1,6 +1,10 @@
-// The cache of digests: one small text file for each weight file, under a name made of its absolute
-// path. Lines: a version, the path, size inode device and modification time, then "HEX KEY" for
-// each digest, last the SHA-256 of all that.
+// The cache of digests: one small text file for each file and host, under a name made of its
+// absolute path and the host's name: where hosts share the folder, each remembers its own copy.
+// Lines: a version, the path, size inode device, times of modification and change, then "HEX KEY"
+// for each digest, last the SHA-256 of all that.
+#include <unistd.h>
+
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <sstream>
@@ -33,15 +37,18 @@ std::string absolute_name(const fs::path& file) {
 std::optional<fs::path> cache_file(const fs::path& file) {
   auto folder = cache_folder();
   if (!folder) return std::nullopt;
-  const std::string name = absolute_name(file);
+  char host[256] = "";
+  ::gethostname(host, sizeof host - 1);
+  const std::string name = absolute_name(file) + "\n" + host;
   return *folder / sha256_hex(name.data(), name.size());
 }
 
 std::string header_of(const fs::path& file, const FileIdentity& id) {
   std::ostringstream out;
-  out << "lorashard digests 1\n"
+  out << "lorashard digests 2\n"
       << printable(absolute_name(file)) << "\n"
-      << id.bytes << " " << id.inode << " " << id.device << " " << id.modified_ns << "\n";
+      << id.bytes << " " << id.inode << " " << id.device << " " << id.modified_ns << " "
+      << id.changed_ns << "\n";
   return out.str();
 }
 
@@ -107,7 +114,9 @@ void remember_digests(const fs::path& file, const FileIdentity& identity,
                           std::chrono::system_clock::now().time_since_epoch())
                           .count();
   constexpr int64_t kGranularity = 20'000'000;
-  if (now - identity.modified_ns < kGranularity || !(identify_file(file) == identity)) return;
+  if (now - std::max(identity.modified_ns, identity.changed_ns) < kGranularity ||
+      !(identify_file(file) == identity))
+    return;
   try {
     const auto cached = cache_file(file);
     if (!cached) return;

@@ -67,10 +67,12 @@ class BaseModel {
   std::vector<std::string> companion_files() const;
 
   // The logical base digest: hex SHA-256 over each tensor's name, dtype, shape and bytes; the same
-  // for both forms. Reads every byte once, shared out over the ranks of `world`, and refuses
-  // non-finite weights by tensor name in the same pass; remembered per file (path, size,
-  // modification time) in $XDG_CACHE_HOME/lorashard (~/.cache/lorashard). Collective; a failure on
-  // one rank is thrown on all. Of a shard set it verifies the SHA-256 of every file.
+  // for both forms. Reads every byte once, shared out over the ranks of `world` that have the same
+  // files, and refuses non-finite weights by tensor name in the same pass; remembered per file
+  // (path, size, modification time) in $XDG_CACHE_HOME/lorashard (~/.cache/lorashard). Collective;
+  // a failure on one rank is thrown on all, and so is a base that is not the same on all ranks
+  // (status 2, naming file and tensor, ranks and hosts). Of a shard set it verifies the SHA-256 of
+  // every file.
   //
   // A tensor's digest is the SHA-256 of the concatenated SHA-256 of each 16 MiB of its row-major
   // bytes; the base's is the SHA-256 of the lines "NAME DTYPE ROWSxCOLS HEX\n" (a vector: "N")

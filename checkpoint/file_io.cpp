@@ -49,8 +49,8 @@ int open_regular(const fs::path& path, struct stat& st) {
 }
 
 FileIdentity identity_of(const struct stat& st) {
-  return {static_cast<uint64_t>(st.st_size), st.st_ino, st.st_dev,
-          st.st_mtim.tv_sec * 1'000'000'000 + st.st_mtim.tv_nsec};
+  const auto ns = [](const timespec& t) { return t.tv_sec * 1'000'000'000 + t.tv_nsec; };
+  return {static_cast<uint64_t>(st.st_size), st.st_ino, st.st_dev, ns(st.st_mtim), ns(st.st_ctim)};
 }
 
 void sync_path(const fs::path& path, int flags) {

@@ -20,6 +20,8 @@ namespace fs = std::filesystem;
 struct FileIdentity {
   uint64_t bytes = 0, inode = 0, device = 0;
   int64_t modified_ns = 0;
+  int64_t changed_ns =
+      0;  // of content, name or mode: what copies with an old time stamp do not hide
   bool operator==(const FileIdentity&) const = default;
 };
 // Of the file that `path` names now; all zero if there is none.

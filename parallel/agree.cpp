@@ -1,7 +1,9 @@
 #include "parallel/agree.h"
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
+#include <string>
 #include <vector>
 
 #include "configs/error.h"
@@ -35,10 +37,23 @@ void run_agreed(Communicator& world, const std::function<void()>& body) {
     remember(kExitFailure, e.what());
   }
   // The statuses first: the texts travel only when there is one.
-  std::vector<int32_t> statuses(size_t(world.size()));
-  world.all_gather(&mine.exit_status, statuses.data(), sizeof(int32_t), "agree");
+  struct Head {
+    int32_t exit_status, host;
+  };
+  const Head head{mine.exit_status, world.host()};
+  std::vector<Head> heads(size_t(world.size()));
+  world.all_gather(&head, heads.data(), sizeof head, "agree");
+  const auto any = [&](const auto& holds) {
+    return std::any_of(heads.begin(), heads.end(), holds);
+  };
+  // A path alone does not say whose file it is where other hosts have no error.
+  const bool name_host = any([](const Head& h) { return h.exit_status == 0; }) &&
+                         any([&](const Head& h) { return h.host != heads[0].host; });
   for (int r = 0; r < world.size(); ++r) {
-    if (statuses[size_t(r)] == 0) continue;
+    if (heads[size_t(r)].exit_status == 0) continue;
+    if (name_host && r == world.rank()) {
+      remember(mine.exit_status, (std::string(mine.text) + " (" + world.place() + ")").c_str());
+    }
     world.broadcast(&mine, sizeof mine, r, "agree");
     Error error(mine.exit_status, "", mine.text);
     error.on_all_ranks = true;

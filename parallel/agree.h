@@ -8,7 +8,8 @@
 namespace lorashard {
 
 // Runs body on every rank; if it throws an Error on any of them, every rank throws the Error of the
-// lowest such rank. For the phases of start-up, which all ranks go through together. Collective.
+// lowest such rank, whose place is added where hosts differ in what they meet. For the phases of
+// start-up, which all ranks go through together. Collective.
 // Errors so thrown have on_all_ranks set: one rank prints, and the job ends in order.
 void run_agreed(Communicator& world, const std::function<void()>& body);
 

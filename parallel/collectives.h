@@ -32,6 +32,10 @@ class Communicator {
 
   int rank() const { return rank_; }
   int size() const { return size_; }
+  // A number that the ranks of this rank's host share with none of another host.
+  virtual int host() const { return 0; }
+  // This rank for messages: "rank 3 on host node2", by its rank in the whole job.
+  virtual std::string place() const { return "rank " + std::to_string(rank_); }
 
   // x = sum over the ranks, in place. x: contiguous, F32, BF16 (fp32 sums, rounded once; by MPI's
   // messages each partial sum is rounded), F64, I64.

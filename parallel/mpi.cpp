@@ -2,6 +2,7 @@
 
 #include <mpi.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <exception>
@@ -10,6 +11,7 @@
 
 #include "configs/error.h"
 #include "kernels/float_types.h"
+#include "parallel/hosts.h"
 #include "parallel/mpi_check.h"
 #include "parallel/mpi_shared.h"
 
@@ -57,6 +59,9 @@ class MpiCommunicator final : public Communicator {
     if (shared && size_of_comm(part) != size()) shared = std::make_shared<SharedSum>();
     return std::make_unique<MpiCommunicator>(part, std::move(shared));
   }
+
+  int host() const override { return hosts().first_rank[size_t(rank_of(MPI_COMM_WORLD))]; }
+  std::string place() const override { return hosts().place(rank_of(MPI_COMM_WORLD)); }
 
   bool sums_in_shared_memory() const { return shared_ && shared_->is_open(); }
 
@@ -180,7 +185,7 @@ MpiEnvironment::MpiEnvironment(int* argc, char*** argv) {
   if (provided < MPI_THREAD_FUNNELED) {
     fail_run("MPI", "this MPI gives no thread support, MPI_THREAD_FUNNELED is needed");
   }
-  host_rank();  // collective the first time
+  hosts();  // collective the first time
   open_host_word();
 }
 
@@ -202,14 +207,13 @@ bool sums_in_shared_memory(const Communicator& communicator) {
 
 HostRank host_rank() {
   static const HostRank result = [] {
-    MPI_Comm host;
-    check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host),
-              "MPI_Comm_split_type");
-    HostRank found;
-    MPI_Comm_rank(host, &found.rank);
-    MPI_Comm_size(host, &found.size);
-    MPI_Comm_free(&host);
-    return found;
+    int rank = 0;
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    const std::vector<int>& first = hosts().first_rank;
+    const auto of_host = [&](int end) {
+      return int(std::count(first.begin(), first.begin() + end, first[size_t(rank)]));
+    };
+    return HostRank{of_host(rank), of_host(int(first.size()))};
   }();
   return result;
 }

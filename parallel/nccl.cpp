@@ -264,6 +264,9 @@ class NcclCommunicator final : public Communicator {
     return std::make_unique<NcclCommunicator>(host, std::move(part), device_);
   }
 
+  int host() const override { return host_.host(); }
+  std::string place() const override { return host_.place(); }
+
   [[noreturn]] void abort(int exit_status) override {
     device_->abort();
     host_.abort(exit_status);

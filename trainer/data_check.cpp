@@ -171,19 +171,6 @@ std::string key_of(const RunConfig& run, const BaseModel& base) {
   return "data " + sha256_hex(text.data(), text.size());
 }
 
-// The ranks go through the file in step, so it must be as long everywhere.
-void agree_on_length(const Dataset& data, const std::string& path, Communicator& world) {
-  const int64_t mine[2] = {data.size(), int64_t(data.identity().bytes)};
-  std::vector<int64_t> all(2 * size_t(world.size()));
-  world.all_gather(mine, all.data(), sizeof mine, "data_check");
-  run_agreed(world, [&] {
-    if (mine[0] == all[0] && mine[1] == all[1]) return;
-    fail_input(path, fmt::format("has {} sequences in {} bytes on rank {} and {} in {} on rank 0; "
-                                 "every rank needs the same file",
-                                 mine[0], mine[1], world.rank(), all[0], all[1]));
-  });
-}
-
 // On every rank or on none.
 std::optional<Findings> recall(const Dataset& data, const std::string& path,
                                const std::vector<std::string>& keys, Communicator& world) {
@@ -234,7 +221,6 @@ std::vector<std::string> notes_of(const Dataset& data, const std::string& path, 
 std::vector<std::string> check_data(const Dataset& data, const std::string& path,
                                     const RunConfig& run, const BaseModel& base, const Ranks& ranks,
                                     int threads, Console& console) {
-  agree_on_length(data, path, ranks.world);
   std::vector<std::string> keys;
   run_agreed(ranks.world, [&] {
     const std::string key = key_of(run, base);

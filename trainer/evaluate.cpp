@@ -8,6 +8,7 @@
 
 #include "configs/error.h"
 #include "parallel/agree.h"
+#include "trainer/agreed_inputs.h"
 #include "trainer/console.h"
 #include "trainer/data_check.h"
 #include "trainer/stop.h"
@@ -49,6 +50,9 @@ EvalSum evaluate_loss(Model& model, std::shared_ptr<const Dataset> data, const s
 
 int evaluate(const Config& config, const std::string& adapter_dir, const Ranks& ranks) {
   const RunConfig& run = config.run;
+  std::vector<Setting> settings = settings_of(config);
+  settings.push_back({"--adapter", adapter_dir, "--adapter"});
+  agree_on_settings(ranks, settings);
   const DeviceChoice device =
       choose_device(run.compute().backend(), config.where("compute.backend"), ranks);
   Compute compute(ranks, device, choose_threads(run.compute().threads(), ranks.host_ranks));
@@ -65,9 +69,16 @@ int evaluate(const Config& config, const std::string& adapter_dir, const Ranks& 
     data = open_dataset(config, run.data().eval(), *base);
     if (!adapter_dir.empty()) adapter = read_adapter(adapter_dir, linear_modules(base->config()));
   });
+  std::vector<std::string> files{run.data().eval()};
+  for (const auto& more :
+       {adapter_files(adapter_dir),
+        model_files(base->path(), run.data().format() != RunConfig::Data::TOKENS)}) {
+    files.insert(files.end(), more.begin(), more.end());
+  }
+  agree_on_inputs(ranks, files);
   const std::vector<std::string> notes =
       check_data(*data, run.data().eval(), run, *base, ranks, stream.threads(), console);
-  const std::string digest = base->digest(world);
+  const std::string digest = base->digest(ranks.world);
   const Mesh mesh = make_mesh(world, int(run.parallel().tensor()));
   std::optional<Factors> factors;
   ModelWeights weights;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <nlohmann/json.hpp>
 #include <numeric>
 #include <optional>
 
@@ -12,6 +13,7 @@
 #include "configs/error.h"
 #include "kernels/random.h"
 #include "parallel/agree.h"
+#include "trainer/agreed_inputs.h"
 #include "trainer/console.h"
 #include "trainer/model.h"
 #include "trainer/tokenizer/tokenizer.h"
@@ -69,6 +71,37 @@ void check_options(const GenerateOptions& o) {
   if (!(o.top_p > 0 && o.top_p <= 1)) fail_input("--top-p", "must be above 0 and at most 1");
 }
 
+// Text that may hold anything, as one line.
+std::string one_line(const std::string& text) {
+  return nlohmann::json(text).dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
+}
+
+std::vector<Setting> settings_of(const GenerateOptions& o) {
+  const auto setting = [](const char* name, const std::string& value) {
+    return Setting{name, value, name};
+  };
+  std::vector<Setting> settings{setting("--model", o.model),
+                                setting("--prompt", one_line(o.prompt)),
+                                setting("--max-new-tokens", fmt::to_string(o.max_new_tokens)),
+                                setting("--temperature", fmt::to_string(o.temperature)),
+                                setting("--top-p", fmt::to_string(o.top_p)),
+                                setting("--seed", fmt::to_string(o.seed)),
+                                setting("--dtype", std::string(name_of(o.type))),
+                                setting("--backend", fmt::to_string(int(o.backend)))};
+  for (const std::string& adapter : o.adapters) settings.push_back(setting("--adapter", adapter));
+  return settings;
+}
+
+std::vector<std::string> input_files(const GenerateOptions& o) {
+  std::vector<std::string> files = model_files(o.model, true);
+  for (const std::string& dir : o.adapters) {
+    if (dir == "base") continue;
+    const std::vector<std::string> more = adapter_files(dir);
+    files.insert(files.end(), more.begin(), more.end());
+  }
+  return files;
+}
+
 }  // namespace
 
 int32_t pick_token(const float* logits, int64_t vocab, double temperature, double top_p,
@@ -101,6 +134,7 @@ int32_t pick_token(const float* logits, int64_t vocab, double temperature, doubl
 }
 
 int generate(const GenerateOptions& options, const Ranks& ranks) {
+  agree_on_settings(ranks, settings_of(options));
   const DeviceChoice device = choose_device(options.backend, "--backend", ranks);
   Compute compute(ranks, device, choose_threads(options.threads, ranks.host_ranks));
   Communicator& world = compute.world();
@@ -130,10 +164,11 @@ int generate(const GenerateOptions& options, const Ranks& ranks) {
     }
     if (adapters.empty()) adapters.emplace_back();
   });
-  bool any_digest = false;
+  if (world.size() > 1) agree_on_inputs(ranks, input_files(options));
+  bool any_digest = world.size() > 1;  // the ranks must have the same base
   for (const auto& a : adapters) any_digest |= a && !a->config.base_digest.empty();
   if (any_digest) {
-    const std::string digest = base->digest(world);
+    const std::string digest = base->digest(ranks.world);
     run_agreed(world, [&] {
       for (size_t i = 0; i < adapters.size(); ++i) {
         if (adapters[i]) check_adapter_base(*adapters[i], options.adapters[i], digest);

@@ -15,6 +15,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/profile.h"
 #include "parallel/agree.h"
+#include "trainer/agreed_inputs.h"
 #include "trainer/console.h"
 #include "trainer/data_check.h"
 #include "trainer/evaluate.h"
@@ -87,6 +88,18 @@ void check_step(const StepCounts& sum, double norm, int64_t step) {
                           sum.loss_sum / double(std::max<int64_t>(1, sum.counted)), norm));
   error.on_all_ranks = true;
   throw error;
+}
+
+// The training data first.
+std::vector<std::string> input_files(const RunConfig& run) {
+  std::vector<std::string> files{run.data().train()};
+  if (!run.data().eval().empty()) files.push_back(run.data().eval());
+  for (const auto& more :
+       {adapter_files(run.lora().init_from()),
+        model_files(run.model().path(), run.data().format() != RunConfig::Data::TOKENS)}) {
+    files.insert(files.end(), more.begin(), more.end());
+  }
+  return files;
 }
 
 // Chrome's trace format (about:tracing, Perfetto): complete events, one process a rank.
@@ -230,15 +243,15 @@ void Trainer::open_inputs() {
   });
   std::vector<std::string> notes = base_->notes();
   counters_.seed = run_.train().seed();
-  counters_.base_digest = base_->digest(world_);
   counters_.config_digest = settings_digest(run_);
+  counters_.data_digest = agree_on_inputs(ranks_, input_files(run_))[0];
+  counters_.base_digest = base_->digest(ranks_.world);
   for (const auto& [data, path] :
        {std::pair{train_data_, run_.data().train()}, std::pair{eval_data_, run_.data().eval()}}) {
     if (!data) continue;
     const auto more = check_data(*data, path, run_, *base_, ranks_, stream_.threads(), console_);
     notes.insert(notes.end(), more.begin(), more.end());
   }
-  if (first_) counters_.data_digest = train_data_->digest();
   for (const std::string& note : notes) console_.line("note: " + note);
 }
 
@@ -459,6 +472,10 @@ void Trainer::write_profile() {
 }  // namespace
 
 int train(const Config& config, const Ranks& ranks, const TrainOptions& options) {
+  std::vector<Setting> settings = settings_of(config);
+  settings.push_back({"--resume", options.resume ? "given" : "not given", "--resume"});
+  settings.push_back({"--profile", options.profile, "--profile"});
+  agree_on_settings(ranks, settings);
   return Trainer(config, ranks, options).run();
 }
 
