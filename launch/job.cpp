@@ -13,6 +13,7 @@
 
 #include "configs/error.h"
 #include "configs/signals.h"
+#include "parallel/launcher.h"
 #include "parallel/mpi.h"
 
 namespace lorashard {
@@ -101,7 +102,16 @@ int run_body(Communicator& world, HostRank host, const std::function<int(const R
 int run_job(int* argc, char*** argv, bool with_mpi, const std::function<int(const Ranks&)>& body) {
   handle_fault(SIGBUS, lost_page);
   std::signal(SIGXFSZ, SIG_IGN);  // a file over the limit on sizes is an error of its write
+  const LauncherClaims claims = launcher_claims();
+  is_extra_rank();  // remembered now: signal handlers ask it too
+  // True where this process is no rank of the job that the launcher started; one task says so.
+  const auto refuse = [&](int world_size, const std::string& mpi) {
+    const auto mismatch = launcher_mismatch(claims, world_size, mpi);
+    if (mismatch && !is_extra_rank()) tell(("launcher: " + *mismatch).c_str());
+    return mismatch.has_value();
+  };
   if (!with_mpi || !started_by_mpi_launcher()) {
+    if (with_mpi && refuse(1, "")) return kExitInput;
     const auto world = make_self_communicator();
     return run_body(*world, {}, body);
   }
@@ -109,6 +119,7 @@ int run_job(int* argc, char*** argv, bool with_mpi, const std::function<int(cons
     MpiEnvironment environment(argc, argv);
     move_fault_handlers_aside();
     mpi_is_up = true;
+    if (refuse(mpi_world_size(), mpi_library())) return kExitInput;
     const auto world = make_world_communicator();
     return run_body(*world, host_rank(), body);
   } catch (const Error& e) {
@@ -118,10 +129,8 @@ int run_job(int* argc, char*** argv, bool with_mpi, const std::function<int(cons
 }
 
 bool is_extra_rank() {
-  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"}) {
-    if (const char* rank = std::getenv(name)) return std::atoi(rank) != 0;
-  }
-  return false;
+  static const bool extra = launcher_claims().rank.value_or(0) != 0;  // as it was before MPI began
+  return extra;
 }
 
 void stop_at_once(const std::function<bool()>& has_checkpoint) {

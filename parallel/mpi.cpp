@@ -195,6 +195,16 @@ MpiEnvironment::~MpiEnvironment() {
   MPI_Finalize();
 }
 
+int mpi_world_size() { return int(hosts().names.size()); }
+
+std::string mpi_library() {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING];
+  int length = 0;
+  check_mpi(MPI_Get_library_version(text, &length), "MPI_Get_library_version");
+  const std::string all(text, size_t(length));
+  return all.substr(0, all.find_first_of(",\n"));
+}
+
 std::unique_ptr<Communicator> make_world_communicator(SumPath path) {
   auto shared = path == SumPath::SharedMemory ? std::make_shared<SharedSum>() : nullptr;
   return std::make_unique<MpiCommunicator>(MPI_COMM_WORLD, std::move(shared));

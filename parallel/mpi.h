@@ -20,6 +20,10 @@ class MpiEnvironment {
   MpiEnvironment& operator=(const MpiEnvironment&) = delete;
 };
 
+// Of MPI_COMM_WORLD; and the library's name with its version. REQUIRES: an MpiEnvironment.
+int mpi_world_size();
+std::string mpi_library();
+
 // How all_reduce_sum travels between ranks of one host. Ranks of several hosts always use messages.
 enum class SumPath { SharedMemory, Messages };
 
