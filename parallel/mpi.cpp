@@ -144,6 +144,10 @@ void open_host_word() {
   MPI_Comm_set_errhandler(asked.host, MPI_ERRORS_RETURN);
   int rank = 0;
   MPI_Comm_rank(asked.host, &rank);
+  constexpr int64_t kRoom = 256 << 10;  // of one word; MPI's own bookkeeping has some pages too
+  int room = shared_memory_has_room(kRoom);
+  check_mpi(MPI_Allreduce(MPI_IN_PLACE, &room, 1, MPI_INT, MPI_MIN, asked.host), "MPI_Allreduce");
+  if (!room) return;
   void* mine = nullptr;
   int made = MPI_Win_allocate_shared(rank == 0 ? sizeof(int) : 0, sizeof(int), MPI_INFO_NULL,
                                      asked.host, &mine, &asked.window) == MPI_SUCCESS;

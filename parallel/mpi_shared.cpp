@@ -47,14 +47,6 @@ void say_once(const char* why) {
   }
 }
 
-// MPI implementations back the window by a file here. When it runs full, some hang in the
-// allocation and others die at the first touch, so ask first.
-bool has_room(int64_t bytes) {
-  struct statvfs fs;
-  if (statvfs("/dev/shm", &fs) != 0 || fs.f_blocks == 0) return true;  // elsewhere, or unlimited
-  return int64_t(fs.f_bavail) * int64_t(fs.f_frsize) >= 2 * bytes;
-}
-
 bool all_agree(MPI_Comm comm, bool mine) {
   int value = mine;
   check_mpi(MPI_Allreduce(MPI_IN_PLACE, &value, 1, MPI_INT, MPI_LAND, comm), "MPI_Allreduce");
@@ -125,6 +117,12 @@ void relax() {
 
 }  // namespace
 
+bool shared_memory_has_room(int64_t bytes) {
+  struct statvfs fs;
+  if (statvfs("/dev/shm", &fs) != 0 || fs.f_blocks == 0) return true;  // elsewhere, or unlimited
+  return int64_t(fs.f_bavail) * int64_t(fs.f_frsize) >= 2 * bytes;
+}
+
 SharedSum::~SharedSum() {
   if (window_ == MPI_WIN_NULL || std::uncaught_exceptions() > 0) return;
   MPI_Win_unlock_all(window_);
@@ -149,7 +147,14 @@ void SharedSum::open(MPI_Comm comm) {
   };
   chunk_bytes_ = chunk_for(size);
   const int64_t bytes = kHeader + 2 * chunk_bytes_;
-  if (!all_agree(comm, has_room(size * bytes))) return refuse("/dev/shm has no room");
+  // Other groups of this host may be making theirs at the same moment.
+  const int64_t needed = host_rank().size * bytes;
+  if (!all_agree(comm, shared_memory_has_room(needed))) {
+    return refuse(("/dev/shm has less than " + std::to_string(2 * needed >> 20) +
+                   " MiB free; remove what killed jobs left there, or give the container more "
+                   "(docker: --shm-size)")
+                      .c_str());
+  }
 
   // Each segment on pages of its own, which its rank touches first.
   MPI_Info info;

@@ -24,6 +24,11 @@
 
 namespace lorashard {
 
+// Whether a window of so many bytes can be made on this host, with as much left over. MPI
+// implementations back it by a file in /dev/shm, and where that runs full, some hang in the
+// allocation and others die at the first touch: ask before each window.
+bool shared_memory_has_room(int64_t bytes);
+
 class SharedSum {
  public:
   SharedSum() = default;

@@ -1,0 +1,34 @@
+// A /dev/shm that is full, as a killed job leaves it in a container: the ranks of a host fall back
+// to messages, say so once, and give the same losses.
+#include "tests/launch/scene.h"
+
+namespace lorashard::test {
+namespace {
+
+TEST(SharedMemory, ThatIsFullIsNotWaitedFor) {
+  if (test::run({.arguments = {"unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"}})
+          .status != 0) {
+    GTEST_SKIP() << "a /dev/shm of its own needs root";
+  }
+  const Scene scene;
+  Command job = scene.command(4, scene.configured("train", {"--set", "parallel.tensor=2"}));
+  // 4 KiB are left of 4 MiB.
+  const std::string full =
+      "mount -t tmpfs -o size=4m tmpfs /dev/shm && head -c 4190208 /dev/zero >/dev/shm/left && "
+      "exec \"$@\"";
+  std::vector<std::string> inside{"unshare", "-m", "sh", "-c", full, "sh"};
+  job.arguments.insert(job.arguments.begin(), inside.begin(), inside.end());
+  job.time_limit_s = 60;
+  const Outcome done = test::run(job);
+  ASSERT_EQ(done.status, 0) << done.text();
+  EXPECT_EQ(lines_with(done.err, "note: ranks of one host sum by messages").size(), 1u)
+      << done.text();
+  const std::vector<double> found = losses(scene.run, 8);
+  for (size_t i = 0; i < found.size(); ++i) {
+    const double expected = scene.expected.at("steps")[i].at("loss");
+    EXPECT_NEAR(found[i], expected, 2e-4 * expected);
+  }
+}
+
+}  // namespace
+}  // namespace lorashard::test
