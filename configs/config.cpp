@@ -138,6 +138,7 @@ void check(const Config& config, ConfigUse use) {
   c.integer("train.replica_check_every", train.replica_check_every(), 0);
   c.integer("train.log_every", train.log_every(), 1);
   c.integer("parallel.tensor", run.parallel().tensor(), 1, 1 << 20);
+  c.integer("parallel.timeout_s", run.parallel().timeout_s(), 0, 1 << 24);
   c.integer("checkpoint.every", run.checkpoint().every(), 0);
   c.integer("checkpoint.keep_last", run.checkpoint().keep_last(), 0);
   c.integer("compute.threads", run.compute().threads(), 0, 4096);

@@ -6,11 +6,13 @@
 #   launch/run_nodes.sh HOSTFILE train CONFIG [--resume] [--set path=value]...
 #
 # HOSTFILE has a line "NAME slots=COUNT" for each host; "#" begins a comment. Every host reaches the
-# program, the model and the data under the same paths; the run folder is needed on the first host
-# only. LORASHARD names the program (default: build/launch/lorashard beside this script).
+# program, the model and the data under the same paths. The run folder is needed on one host only, that
+# of rank 0, which writes: this host where it is in HOSTFILE (Open MPI begins there), else HOSTFILE's
+# first. LORASHARD names the program (default: build/launch/lorashard beside this script).
 # SIGTERM, SIGHUP and SIGINT (Ctrl-C) end the run after a checkpoint, with status 143 and 130; a second
 # one, some seconds later, ends it at once. The status is always the job's: 130 and 143 mean that the
-# checkpoint is on disk, 0 that the run was finished before it noticed.
+# checkpoint is on disk, 0 that the run was finished before it noticed. A host that vanishes ends the
+# job with status 3 after parallel.timeout_s.
 set -euo pipefail
 
 fail() {
@@ -52,13 +54,14 @@ if [ -n "$hostfile" ]; then
   [ "$ranks" -gt 0 ] || fail "$hostfile" "names no host, expected lines like \"node1 slots=8\""
 fi
 
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 hosts=()
 if [ -n "$hostfile" ]; then
   if mpirun --version 2>/dev/null | grep -q 'Open MPI'; then
     hosts=(--hostfile "$hostfile")
   else
-    clean=$(mktemp)
-    trap 'rm -f "$clean"' EXIT
+    clean=$scratch/hosts
     sed -E 's/#.*//; s/[[:space:]]+slots=/:/' "$hostfile" | grep -v '^[[:space:]]*$' >"$clean"
     hosts=(-f "$clean")
   fi
@@ -74,7 +77,36 @@ pass_on() {
 }
 trap 'pass_on 130' INT
 trap 'pass_on 143' TERM HUP
-setsid mpirun "${hosts[@]}" -n "$ranks" "$program" "$@" &
+# mpirun may wait for the daemon of a host that is gone, for a quarter of an hour: when a rank has said
+# that it waited in vain, the job has some seconds to end by itself.
+relay_errors() {
+  local line told=""
+  while IFS= read -r line || [ -n "$line" ]; do
+    printf '%s\n' "$line" >&2
+    if [ -z "$told" ] && [[ $line =~ ^error:\ rank\ [0-9]+\ on\ host\ .*:\ waited\ [0-9]+\ s\ in\  ]]; then
+      told=yes
+      end_in_vain <&- >/dev/null 2>&1 &
+    fi
+  done
+}
+end_in_vain() {
+  local mpirun
+  mpirun=$(cat "$scratch/pid") || return 0
+  for wait_s in 7 0.5 0.5; do
+    sleep $wait_s
+    kill -TERM "$mpirun" 2>/dev/null || return 0
+  done
+  sleep 0.5
+  kill -KILL "$mpirun" 2>/dev/null || true
+}
+mkfifo "$scratch/errors"
+# Signals are for the job; what it says until its end is to be heard.
+(trap '' INT TERM HUP; relay_errors <"$scratch/errors") &
+relay=$!
+(
+  echo "$BASHPID" >"$scratch/pid"
+  exec setsid mpirun "${hosts[@]}" -n "$ranks" "$program" "$@"
+) 2>"$scratch/errors" &
 job=$!
 [ -z "$stop" ] || pass_on "$stop"
 # A trap ends `wait` before the job has ended: only a wait that no trap came into has its status.
@@ -88,4 +120,11 @@ while true; do
 done
 # The job knows of SIGTERM only; whoever pressed Ctrl-C expects SIGINT's status for the same end.
 if [ "$stop" = 130 ] && [ "$status" -eq 143 ]; then status=130; fi
+# mpirun's own statuses: a rank or mpirun itself was killed, a host could not be reached.
+case $status in 0 | 2 | 3 | 130 | 143) ;; *) status=3 ;; esac
+# Until its last line is out, unless something still holds the job's stderr.
+for _ in {1..20}; do
+  kill -0 $relay 2>/dev/null || break
+  sleep 0.1
+done
 exit "$status"

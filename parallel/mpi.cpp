@@ -7,13 +7,16 @@
 #include <cstdlib>
 #include <exception>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 
 #include "configs/error.h"
 #include "kernels/float_types.h"
 #include "parallel/hosts.h"
+#include "parallel/liveness.h"
 #include "parallel/mpi_check.h"
 #include "parallel/mpi_shared.h"
+#include "parallel/waiting.h"
 
 namespace lorashard {
 namespace {
@@ -41,9 +44,13 @@ constexpr int64_t kPiece = int64_t{1} << 28;
 
 class MpiCommunicator final : public Communicator {
  public:
-  // Owns `comm` unless it is MPI_COMM_WORLD. Null `shared`: sums go by messages.
-  MpiCommunicator(MPI_Comm comm, std::shared_ptr<SharedSum> shared)
-      : Communicator(rank_of(comm), size_of_comm(comm)), comm_(comm), shared_(std::move(shared)) {
+  // Owns `comm` unless it is MPI_COMM_WORLD. Null `shared`: sums go by messages. `id`: see
+  // WaitGroup.
+  MpiCommunicator(MPI_Comm comm, std::shared_ptr<SharedSum> shared, uint64_t id)
+      : Communicator(rank_of(comm), size_of_comm(comm)),
+        comm_(comm),
+        shared_(std::move(shared)),
+        group_(make_wait_group(id, world_ranks(comm))) {
     check_mpi(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
   }
   ~MpiCommunicator() override {
@@ -53,11 +60,14 @@ class MpiCommunicator final : public Communicator {
 
   std::unique_ptr<Communicator> split(int color) override {
     MPI_Comm part;
+    const PeerWait wait(group_, "split", "ranks");
+    wait_for_all(comm_);
     check_mpi(MPI_Comm_split(comm_, color, rank(), &part), "MPI_Comm_split");
     // The same ranks in the same order sum in the same window: tensor and world at TP = N.
     std::shared_ptr<SharedSum> shared = shared_;
     if (shared && size_of_comm(part) != size()) shared = std::make_shared<SharedSum>();
-    return std::make_unique<MpiCommunicator>(part, std::move(shared));
+    const uint64_t id = (group_.id * 1000 + ++splits_) * 1000003 + uint64_t(color) + 1;
+    return std::make_unique<MpiCommunicator>(part, std::move(shared), id);
   }
 
   int host() const override { return hosts().first_rank[size_t(rank_of(MPI_COMM_WORLD))]; }
@@ -82,9 +92,18 @@ class MpiCommunicator final : public Communicator {
     return n;
   }
 
+  static std::vector<int> world_ranks(MPI_Comm comm) {
+    std::vector<int> all(size_t(size_of_comm(comm)));
+    const int mine = rank_of(MPI_COMM_WORLD);
+    check_mpi(MPI_Allgather(&mine, 1, MPI_INT, all.data(), 1, MPI_INT, comm), "MPI_Allgather");
+    return all;
+  }
+
   void do_all_reduce_sum(Stream& stream, Matrix x) override {
     stream.synchronize();
+    const PeerWait wait(group_, "all_reduce", label());
     if (shared_ && shared_->all_reduce(comm_, stream, x)) return;
+    wait_for_all(comm_);
     MPI_Datatype type = MPI_FLOAT;
     MPI_Op op = MPI_SUM;
     switch (x.dtype) {
@@ -112,20 +131,29 @@ class MpiCommunicator final : public Communicator {
   }
   void do_all_gather(const void* send, void* receive, int64_t bytes) override {
     if (bytes > std::numeric_limits<int>::max()) throw std::logic_error("all_gather: too large");
+    const PeerWait wait(group_, "all_gather", label());
+    wait_for_all(comm_);
     check_mpi(MPI_Allgather(send, int(bytes), MPI_BYTE, receive, int(bytes), MPI_BYTE, comm_),
               "MPI_Allgather");
   }
   void do_broadcast(void* data, int64_t bytes, int root) override {
+    const PeerWait wait(group_, "broadcast", label());
+    wait_for_all(comm_);
     for (int64_t i = 0; i < bytes; i += kPiece) {
       check_mpi(MPI_Bcast(static_cast<char*>(data) + i, int(std::min(kPiece, bytes - i)), MPI_BYTE,
                           root, comm_),
                 "MPI_Bcast");
     }
   }
-  void do_barrier() override { check_mpi(MPI_Barrier(comm_), "MPI_Barrier"); }
+  void do_barrier() override {
+    const PeerWait wait(group_, "barrier", label());
+    wait_for_all(comm_);
+  }
 
   MPI_Comm comm_;
   std::shared_ptr<SharedSum> shared_;
+  WaitGroup& group_;
+  uint64_t splits_ = 0;
 };
 
 // One word that the ranks of this host share: whether one has asked first_of_host_to_ask().
@@ -191,12 +219,20 @@ MpiEnvironment::MpiEnvironment(int* argc, char*** argv) {
   }
   hosts();  // collective the first time
   open_host_word();
+  start_liveness();
 }
 
 MpiEnvironment::~MpiEnvironment() {
-  if (std::uncaught_exceptions() > 0) return;
-  close_host_word();
-  MPI_Finalize();
+  if (std::uncaught_exceptions() == 0) {
+    std::vector<int> all(hosts().names.size());
+    std::iota(all.begin(), all.end(), 0);
+    constexpr uint64_t kEnd = ~uint64_t{0};
+    const PeerWait wait(make_wait_group(kEnd, std::move(all)), "barrier", "end of the job");
+    wait_for_all(MPI_COMM_WORLD);
+    close_host_word();
+    MPI_Finalize();
+  }
+  stop_liveness();
 }
 
 int mpi_world_size() { return int(hosts().names.size()); }
@@ -211,7 +247,7 @@ std::string mpi_library() {
 
 std::unique_ptr<Communicator> make_world_communicator(SumPath path) {
   auto shared = path == SumPath::SharedMemory ? std::make_shared<SharedSum>() : nullptr;
-  return std::make_unique<MpiCommunicator>(MPI_COMM_WORLD, std::move(shared));
+  return std::make_unique<MpiCommunicator>(MPI_COMM_WORLD, std::move(shared), 1);
 }
 
 bool sums_in_shared_memory(const Communicator& communicator) {

@@ -1,23 +1,20 @@
 #include "parallel/mpi_shared.h"
 
-#include <sched.h>
 #include <sys/statvfs.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <exception>
 #include <stdexcept>
-#include <thread>
 #include <utility>
 
 #include "kernels/elementwise.h"
 #include "kernels/parallel_for.h"
 #include "parallel/mpi.h"
 #include "parallel/mpi_check.h"
+#include "parallel/waiting.h"
 
 namespace lorashard {
 namespace {
@@ -131,7 +128,8 @@ SharedSum::~SharedSum() {
 
 void SharedSum::open(MPI_Comm comm) {
   state_ = State::Unusable;
-  spin_ = host_rank().size <= sysconf(_SC_NPROCESSORS_ONLN);
+  spin_ = cores_suffice();
+  wait_for_all(comm);
   int size = 0, host_size = 0;
   check_mpi(MPI_Comm_rank(comm, &rank_), "MPI_Comm_rank");
   check_mpi(MPI_Comm_size(comm, &size), "MPI_Comm_size");
@@ -195,17 +193,13 @@ void SharedSum::open(MPI_Comm comm) {
   state_ = State::Open;
 }
 
-// Spins, or lets other ranks run where they have no core of their own, while a peer is a moment
-// behind; in a long wait, for example while a peer alone writes a checkpoint, sleeps. MPI moves on
-// meanwhile: a peer may wait for the rest of an earlier message of ours. A peer that died is
-// mpirun's to notice: it ends us.
+// MPI moves on meanwhile: a peer may wait for the rest of an earlier message of ours. A peer that
+// died or does not answer is for others to notice (mpirun, parallel/liveness.h): they end us.
 void SharedSum::wait_for(MPI_Comm comm, uint64_t* arrived) const {
-  using Clock = std::chrono::steady_clock;
-  constexpr auto kAwake = std::chrono::microseconds(1000), kSleep = std::chrono::microseconds(50);
   const std::atomic_ref<uint64_t> counter(*arrived);
   const auto there = [&] { return counter.load(std::memory_order_acquire) >= meetings_; };
   if (there()) return;
-  const auto start = Clock::now();
+  Backoff backoff;
   while (true) {
     for (int i = 0; spin_ && i < 256; ++i) {
       relax();
@@ -214,11 +208,7 @@ void SharedSum::wait_for(MPI_Comm comm, uint64_t* arrived) const {
     int flag = 0;
     check_mpi(MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, comm, &flag, MPI_STATUS_IGNORE),
               "MPI_Iprobe");
-    if (Clock::now() - start > kAwake) {
-      std::this_thread::sleep_for(kSleep);
-    } else if (!spin_) {
-      sched_yield();
-    }
+    backoff.pause();
     if (there()) return;
   }
 }

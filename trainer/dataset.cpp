@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "checkpoint/file_digest.h"
+#include "checkpoint/file_io.h"
 #include "checkpoint/json_strict.h"
 #include "configs/error.h"
 
@@ -201,7 +201,5 @@ Example Dataset::parse(int64_t i, bool tokenize) const try {
   fail_input(index_.where(i),
              problem.what + (changed ? "; the file was changed after it had been opened" : ""));
 }
-
-std::string Dataset::digest() const { return cached_file_digest(index_.path()); }
 
 }  // namespace lorashard

@@ -77,10 +77,6 @@ class Dataset {
   int64_t truncated_count() const { return truncated_; }
   int64_t prompt_mismatches() const { return mismatches_; }
 
-  // SHA-256 of the file in hexadecimal, remembered while the file stays as it is; reads all of it
-  // otherwise, so ask on one rank.
-  std::string digest() const;
-
  private:
   Example parse(int64_t i, bool tokenize) const;
 

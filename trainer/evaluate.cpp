@@ -8,6 +8,7 @@
 
 #include "configs/error.h"
 #include "parallel/agree.h"
+#include "parallel/liveness.h"
 #include "trainer/agreed_inputs.h"
 #include "trainer/console.h"
 #include "trainer/data_check.h"
@@ -53,6 +54,7 @@ int evaluate(const Config& config, const std::string& adapter_dir, const Ranks& 
   std::vector<Setting> settings = settings_of(config);
   settings.push_back({"--adapter", adapter_dir, "--adapter"});
   agree_on_settings(ranks, settings);
+  set_peer_timeout(run.parallel().timeout_s());
   const DeviceChoice device =
       choose_device(run.compute().backend(), config.where("compute.backend"), ranks);
   Compute compute(ranks, device, choose_threads(run.compute().threads(), ranks.host_ranks));

@@ -15,6 +15,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/profile.h"
 #include "parallel/agree.h"
+#include "parallel/liveness.h"
 #include "trainer/agreed_inputs.h"
 #include "trainer/console.h"
 #include "trainer/data_check.h"
@@ -397,17 +398,20 @@ int Trainer::run() {
   const auto every = [&](int64_t interval) {
     return interval > 0 && counters_.step % interval == 0;
   };
-  bool told_first_step = false;
+  const int64_t check_every = run_.train().replica_check_every();
+  bool is_first_step = true;  // of this call
   while (counters_.step < steps) {
     const auto start = std::chrono::steady_clock::now();
     const ProfileSpan span("step", "step");
+    set_step_for_waits(counters_.step + 1);
     const StepCounts sum = reduce_step(stream_, *factors_, world_, accumulate_gradients(),
                                        mesh_.tp_rank == 0 ? model_->loss_sum() : nullptr);
     look_within_step_ = options_.stop_within_steps && sum.slow;
     int signal = sum.terminated ? SIGTERM : sum.interrupted ? SIGINT : 0;
     if (sum.left) return stop(signal);
     StepMetrics line = optimizer_step(sum);
-    if (!std::exchange(told_first_step, true)) options_.first_step_done();
+    const bool first_step = std::exchange(is_first_step, false);
+    if (first_step) options_.first_step_done();
     line.step_time_s = seconds_since(start);
     line.tokens_per_s = double(sum.tokens) / line.step_time_s;
     const bool last = counters_.step == steps;
@@ -423,7 +427,9 @@ int Trainer::run() {
       console_.line(format_step(line, steps));
     }
     console_.progress(counters_.step, steps, fmt::format("loss {:.4f}", line.loss.value_or(0)));
-    if (every(run_.train().replica_check_every())) check_replicas(*factors_, world_);
+    if (every(check_every) || (check_every > 0 && (first_step || last))) {
+      check_replicas(*factors_, world_);
+    }
     if (last || signal != 0 || every(run_.checkpoint().every())) save_checkpoint();
     if (signal != 0 && !last) return stop(signal);
   }
@@ -476,6 +482,7 @@ int train(const Config& config, const Ranks& ranks, const TrainOptions& options)
   settings.push_back({"--resume", options.resume ? "given" : "not given", "--resume"});
   settings.push_back({"--profile", options.profile, "--profile"});
   agree_on_settings(ranks, settings);
+  set_peer_timeout(config.run.parallel().timeout_s());
   return Trainer(config, ranks, options).run();
 }
 

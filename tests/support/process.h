@@ -51,8 +51,10 @@ class Process {
   // for example the ranks that mpirun started.
   std::vector<pid_t> find(const std::string& program) const;
 
- private:
+  // Since its start.
   double seconds() const;
+
+ private:
   void kill_all();
 
   Command command_;

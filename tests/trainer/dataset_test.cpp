@@ -239,12 +239,6 @@ TEST_F(DatasetTest, LinesLongerThanAnyBlock) {
   EXPECT_THAT(data->get(2).input_ids, ElementsAre(kBos, 'b', kEos));
 }
 
-TEST_F(DatasetTest, DigestIsOfTheFile) {
-  // printf '{"text":"a"}\n' | sha256sum
-  EXPECT_EQ(open("{\"text\":\"a\"}\n")->digest(),
-            "314d3a971f6f7c623e7dceb546ddde0687e41e9df02b0edc52ddb4a7a77f57e3");
-}
-
 int64_t resident_bytes() {
   int64_t total = 0, resident = 0;
   std::ifstream("/proc/self/statm") >> total >> resident;
