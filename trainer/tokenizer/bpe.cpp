@@ -274,15 +274,43 @@ void Bpe::encode_cached(std::string_view word, bool bytes, bool whole_first, Bpe
   if (cacheable) work.cache.insert(word, hash, work.ids.data(), work.ids.size());
 }
 
-// Writes the id of each character to work.ids, with the library's treatment of unknown ones.
+void Bpe::encode_with_ends(std::string_view word, bool bytes, BpeWorkspace& work) const {
+  work.ids.clear();
+  work.ends.clear();
+  const int32_t whole = !ignore_merges_ ? -1 : bytes ? byte_table_.find(word) : table_.find(word);
+  if (whole >= 0) {
+    work.ids = {whole};
+    work.ends = {static_cast<int32_t>(word.size())};
+    return;
+  }
+  if (bytes) {
+    for (const char c : word) {
+      work.ids.push_back(byte_token_[static_cast<unsigned char>(c)]);
+      work.ends.push_back(static_cast<int32_t>(work.ids.size()));
+    }
+  } else {
+    characters_to_ids(word, work);
+  }
+  merge_long(work, true);
+}
+
+// Writes the id of each character to work.ids, with the library's treatment of unknown ones, and to
+// work.ends where it ends.
 void Bpe::characters_to_ids(std::string_view word, BpeWorkspace& work) const {
   const char* const begin = word.data();
   const char* const end = begin + word.size();
   bool pending = false;  // an unknown token that is not written yet
+  size_t last = 0;       // end of the last character that an id stands for
+  work.ends.clear();
+  const auto push = [&](int32_t id, size_t behind) {
+    work.ids.push_back(id);
+    work.ends.push_back(static_cast<int32_t>(behind));
+  };
   for (const char* p = begin; p < end;) {
     const auto length = static_cast<size_t>(utf8_length(*p));
     std::string_view character(p, length);
     const bool first = p == begin;
+    const auto from = static_cast<size_t>(p - begin);
     p += length;
     if ((!first && !prefix_.empty()) || (p == end && !suffix_.empty())) {
       work.character.assign(first ? "" : prefix_).append(character).append(p == end ? suffix_ : "");
@@ -290,16 +318,17 @@ void Bpe::characters_to_ids(std::string_view word, BpeWorkspace& work) const {
     }
     const int32_t id = table_.find(character);
     if (id >= 0) {
-      if (pending) work.ids.push_back(unknown_);
+      if (pending) push(unknown_, last);
       pending = false;
-      work.ids.push_back(id);
+      push(id, last = from + length);
       continue;
     }
     if (byte_fallback_) {
       const auto token = [&](char c) { return fallback_token_[static_cast<unsigned char>(c)]; };
       if (std::all_of(character.begin(), character.end(), [&](char c) { return token(c) >= 0; })) {
         // An unknown token that waits stays behind these bytes, as in the library.
-        for (const char c : character) work.ids.push_back(token(c));
+        last = from + length;
+        for (const char c : character) push(token(c), last);
         continue;
       }
     }
@@ -308,10 +337,11 @@ void Bpe::characters_to_ids(std::string_view word, BpeWorkspace& work) const {
       fail_input(file_, "model.unk_token '" + unknown_name_ + "' is needed for '" +
                             std::string(character) + "' but is not in the vocabulary");
     }
-    if (pending && !fuse_unknown_) work.ids.push_back(unknown_);
+    if (pending && !fuse_unknown_) push(unknown_, last);
     pending = true;
+    last = from + length;
   }
-  if (pending) work.ids.push_back(unknown_);
+  if (pending) push(unknown_, last);
 }
 
 void Bpe::merge(BpeWorkspace& work) const {
@@ -319,7 +349,7 @@ void Bpe::merge(BpeWorkspace& work) const {
   if (work.ids.size() <= kShortWord) {
     merge_short(work.ids, work.ranks_and_ids);
   } else {
-    merge_long(work);
+    merge_long(work, false);
   }
 }
 
@@ -353,7 +383,7 @@ void Bpe::merge_short(std::vector<int32_t>& ids, std::vector<int32_t>& scratch) 
   ids.resize(count);
 }
 
-void Bpe::merge_long(BpeWorkspace& work) const {
+void Bpe::merge_long(BpeWorkspace& work, bool with_ends) const {
   using Candidate = BpeWorkspace::Candidate;
   std::vector<BpeWorkspace::Symbol>& symbols = work.symbols;
   std::vector<Candidate>& heap = work.heap;
@@ -361,7 +391,8 @@ void Bpe::merge_long(BpeWorkspace& work) const {
   symbols.resize(work.ids.size());
   for (int32_t i = 0; i < count; ++i) {
     symbols[static_cast<size_t>(i)] = {work.ids[static_cast<size_t>(i)], i - 1,
-                                       i + 1 < count ? i + 1 : -1};
+                                       i + 1 < count ? i + 1 : -1,
+                                       with_ends ? work.ends[static_cast<size_t>(i)] : 0};
   }
   const auto at = [&](int32_t i) -> BpeWorkspace::Symbol& {
     return symbols[static_cast<size_t>(i)];
@@ -388,6 +419,7 @@ void Bpe::merge_long(BpeWorkspace& work) const {
     if (now == nullptr || now->merged != top.merged) continue;
     BpeWorkspace::Symbol& right = at(left.next);
     left.id = top.merged;
+    left.end = right.end;
     left.next = right.next;
     right.id = -1;
     if (left.next >= 0) at(left.next).previous = top.position;
@@ -399,8 +431,11 @@ void Bpe::merge_long(BpeWorkspace& work) const {
     }
   }
   work.ids.clear();
+  work.ends.clear();
   for (const BpeWorkspace::Symbol& symbol : symbols) {
-    if (symbol.id >= 0) work.ids.push_back(symbol.id);
+    if (symbol.id < 0) continue;
+    work.ids.push_back(symbol.id);
+    if (with_ends) work.ends.push_back(symbol.end);
   }
 }
 

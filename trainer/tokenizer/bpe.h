@@ -54,7 +54,7 @@ class WordCache {
 // What one encoding thread needs: the cache and buffers that keep their capacity.
 struct BpeWorkspace {
   struct Symbol {
-    int32_t id, previous, next;
+    int32_t id, previous, next, end;  // end: in the word, where it is asked for
   };
   struct Candidate {
     uint32_t rank;
@@ -64,6 +64,7 @@ struct BpeWorkspace {
   std::vector<Symbol> symbols;
   std::vector<Candidate> heap;
   std::vector<int32_t> ids, ranks_and_ids;
+  std::vector<int32_t> ends;  // of ids, in the word
   std::string character;
 };
 
@@ -78,6 +79,9 @@ class Bpe {
   void encode_bytes(std::string_view word, BpeWorkspace& work, std::vector<int32_t>& ids) const;
   // REQUIRES: word is valid UTF-8.
   void encode(std::string_view word, BpeWorkspace& work, std::vector<int32_t>& ids) const;
+  // As encode_bytes (`bytes`) or encode, without the cache. work.ids receives the ids and work.ends
+  // for each of them the end of its bytes in `word`; each begins where the one before it ends.
+  void encode_with_ends(std::string_view word, bool bytes, BpeWorkspace& work) const;
 
   int32_t token_to_id(std::string_view token) const { return table_.find(token); }
   const std::vector<std::pair<std::string, int32_t>>& vocabulary() const { return vocabulary_; }
@@ -98,7 +102,7 @@ class Bpe {
   void characters_to_ids(std::string_view word, BpeWorkspace& work) const;
   void merge(BpeWorkspace& work) const;
   void merge_short(std::vector<int32_t>& ids, std::vector<int32_t>& scratch) const;
-  void merge_long(BpeWorkspace& work) const;
+  void merge_long(BpeWorkspace& work, bool with_ends) const;
 
   std::string file_;
   std::vector<std::pair<std::string, int32_t>> vocabulary_;

@@ -1,5 +1,6 @@
 #include "trainer/tokenizer/normalizer.h"
 
+#include <algorithm>
 #include <array>
 
 #include "configs/error.h"
@@ -41,6 +42,29 @@ struct ByteLevelAlphabet {
 const ByteLevelAlphabet& byte_level_alphabet() {
   static const ByteLevelAlphabet alphabet;
   return alphabet;
+}
+
+// Appends to `after` the origins of part[first …], to which a normal form rewrote old[first …] at
+// byte `from` of the input. As the library has it: the first character stands for as many as are
+// gone, the others are counted from the end.
+void align_rewritten(std::string_view old, std::string_view part, size_t first, size_t from,
+                     const std::vector<uint32_t>& before, std::vector<uint32_t>& after) {
+  std::vector<uint32_t> sources;  // of each character of old[first …]
+  for (size_t i = first; i < old.size(); ++i) {
+    if (begins_code_point(old[i])) sources.push_back(before[from + i]);
+  }
+  if (sources.empty()) sources.push_back(before[from + old.size() - 1]);
+  const auto written =
+      std::count_if(part.begin() + static_cast<ptrdiff_t>(first), part.end(), begins_code_point);
+  const auto gone = static_cast<ptrdiff_t>(sources.size()) - written;
+  ptrdiff_t character = 0;
+  for (size_t i = first; i < part.size(); ++character) {
+    const auto length = static_cast<size_t>(utf8_length(part[i]));
+    const auto last = static_cast<size_t>(std::max<ptrdiff_t>(0, character + gone));
+    after.resize(after.size() + length, sources[character == 0 ? 0 : last]);
+    after.back() = sources[length > 1 || character > 0 ? last : 0];
+    i += length;
+  }
 }
 
 }  // namespace
@@ -148,11 +172,23 @@ bool Normalizer::run(const Step& step, std::string_view text, std::string& out,
   switch (step.kind) {
     case Kind::kForm:
       if (is_normalized(step.form, text)) return unchanged();
-      out = normalize(step.form, text);
-      if (after != nullptr) {
-        for (size_t i = 0; i < out.size(); ++i) {
-          after->push_back((*before)[std::min(i, before->size() - 1)]);
-        }
+      if (after == nullptr) {
+        out = normalize(step.form, text);
+        return true;
+      }
+      // Nothing is composed across a boundary, so what lies between two is aligned by itself.
+      for (size_t from = 0, to; from < text.size(); from = to) {
+        to = end_of_normalized_part(step.form, text, from);
+        const std::string_view old = text.substr(from, to - from);
+        const std::string part = normalize(step.form, old);
+        const auto [same, unused] = std::mismatch(old.begin(), old.end(), part.begin(), part.end());
+        auto first = static_cast<size_t>(same - old.begin());
+        while (first > 0 && first < old.size() && !begins_code_point(old[first])) --first;
+        out.append(old.substr(0, first));
+        after->insert(after->end(), before->begin() + static_cast<ptrdiff_t>(from),
+                      before->begin() + static_cast<ptrdiff_t>(from + first));
+        out.append(part, first);
+        align_rewritten(old, part, first, from, *before, *after);
       }
       return true;
     case Kind::kPrepend:

@@ -24,7 +24,8 @@ class Normalizer {
 
   // The normalized text: `text` itself where nothing changes, else a view of `buffer`.
   // `origins`, unless null, receives for each byte of the result where in `text` it came from
-  // (as the library aligns it; inexact inside what NFC and its like rewrote).
+  // as the library aligns it; of a character composed of several the last byte has the place of the
+  // last of them.
   std::string_view apply(std::string_view text, std::string& buffer,
                          std::vector<uint32_t>* origins) const;
 

@@ -92,7 +92,7 @@ PostProcessor::PostProcessor(const Json* component, const std::string& file) {
 }
 
 std::vector<int32_t> PostProcessor::apply(std::vector<int32_t> ids, bool add_special_tokens) const {
-  if (parts_.size() == 1 && parts_[0].is_text) return ids;
+  if (changes_nothing()) return ids;
   std::vector<int32_t> result;
   result.reserve(ids.size() + parts_.size());
   for (const Part& part : parts_) {
@@ -100,6 +100,29 @@ std::vector<int32_t> PostProcessor::apply(std::vector<int32_t> ids, bool add_spe
       result.insert(result.end(), ids.begin(), ids.end());
     } else if (add_special_tokens) {
       result.insert(result.end(), part.ids.begin(), part.ids.end());
+    }
+  }
+  return result;
+}
+
+std::vector<int32_t> PostProcessor::leading_ids() const {
+  std::vector<int32_t> ids;
+  for (const Part& part : parts_) {
+    if (part.is_text) return ids;
+    ids.insert(ids.end(), part.ids.begin(), part.ids.end());
+  }
+  return {};
+}
+
+std::vector<TextSpan> PostProcessor::apply(std::vector<TextSpan> spans,
+                                           bool add_special_tokens) const {
+  if (changes_nothing()) return spans;
+  std::vector<TextSpan> result;
+  for (const Part& part : parts_) {
+    if (part.is_text) {
+      result.insert(result.end(), spans.begin(), spans.end());
+    } else if (add_special_tokens) {
+      result.resize(result.size() + part.ids.size());
     }
   }
   return result;

@@ -168,6 +168,8 @@ void PreTokenizer::run(const Piece& piece, bool raw_bytes, Workspace& work,
   work.matches.resize(stages_.size());
   work.text.resize(stages_.size());
   work.word.resize(stages_.size());
+  work.text_origins.resize(stages_.size());
+  work.word_origins.resize(stages_.size());
   run_stage(0, piece, raw_bytes, work, sink);
 }
 
@@ -184,7 +186,7 @@ Piece part_of(const Piece& piece, size_t begin, size_t end) {
 void PreTokenizer::run_stage(size_t index, const Piece& piece, bool raw, Workspace& work,
                              const Sink& sink) const {
   if (piece.text.empty()) return;
-  if (index == stages_.size()) return sink(piece.text);
+  if (index == stages_.size()) return sink(piece);
   const Stage& stage = stages_[index];
   if (stage.kind == Kind::kByteLevel) return run_byte_level(index, piece, raw, work, sink);
   if (stage.kind == Kind::kMetaspace) return run_metaspace(index, piece, raw, work, sink);
@@ -265,15 +267,31 @@ void PreTokenizer::run_byte_level(size_t index, const Piece& piece, bool raw, Wo
   if (stage.prefix_space && piece.text[0] != ' ') {
     work.text[index].assign(1, ' ').append(piece.text);
     whole = {work.text[index], piece.at_start, nullptr};
+    if (piece.origins != nullptr) {
+      std::vector<uint32_t>& origins = work.text_origins[index];
+      origins.assign(1, piece.origins[0]);
+      origins.insert(origins.end(), piece.origins, piece.origins + piece.text.size());
+      whole.origins = origins.data();
+    }
   }
   const bool last = index + 1 == stages_.size();
   const auto emit = [&](const Piece& word) {
     if (word.text.empty()) return;
-    if (last && raw) return sink(word.text);
+    if (last && raw) return sink(word);
     std::string& mapped = work.word[index];
     mapped.clear();
     append_byte_level(mapped, word.text);
-    run_stage(index + 1, {mapped, word.at_start, nullptr}, raw, work, sink);
+    Piece next{mapped, word.at_start, nullptr};
+    if (word.origins != nullptr) {
+      std::vector<uint32_t>& origins = work.word_origins[index];
+      origins.clear();
+      for (size_t i = 0; i < word.text.size(); ++i) {
+        const auto byte = static_cast<unsigned char>(word.text[i]);
+        origins.resize(origins.size() + byte_level_character(byte).size(), word.origins[i]);
+      }
+      next.origins = origins.data();
+    }
+    run_stage(index + 1, next, raw, work, sink);
   };
   if (!stage.use_regex) return emit(whole);
   if (regex_only_) {
@@ -301,14 +319,17 @@ void PreTokenizer::run_metaspace(size_t index, const Piece& piece, bool raw, Wor
       (stage.scheme == Scheme::kAlways || (stage.scheme == Scheme::kFirst && piece.at_start))) {
     text += stage.replacement;
   }
-  for (const char c : piece.text) {
-    if (c == ' ') {
+  std::vector<uint32_t>& origins = work.text_origins[index];
+  origins.assign(piece.origins != nullptr ? text.size() : 0, piece.origins ? piece.origins[0] : 0);
+  for (size_t i = 0; i < piece.text.size(); ++i) {
+    if (piece.text[i] == ' ') {
       text += stage.replacement;
     } else {
-      text += c;
+      text += piece.text[i];
     }
+    if (piece.origins != nullptr) origins.resize(text.size(), piece.origins[i]);
   }
-  const Piece whole{text, piece.at_start, nullptr};
+  const Piece whole{text, piece.at_start, piece.origins != nullptr ? origins.data() : nullptr};
   if (!stage.split) return run_stage(index + 1, whole, raw, work, sink);
   // Each replacement character opens a word (MergedWithNext): of several in a row all but the
   // last stand alone.

@@ -24,11 +24,12 @@ struct Piece {
 
 class PreTokenizer {
  public:
-  using Sink = std::function<void(std::string_view word)>;
+  using Sink = std::function<void(const Piece& word)>;
   // Buffers of one encoding thread.
   struct Workspace {
     std::vector<std::vector<Match>> matches;  // per stage
     std::vector<std::string> text, word;
+    std::vector<std::vector<uint32_t>> text_origins, word_origins;  // where the piece has some
   };
 
   PreTokenizer() = default;  // cuts nothing
@@ -39,8 +40,9 @@ class PreTokenizer {
   // Whether a stage asks where a piece lay in the encoded text.
   bool needs_origins() const;
 
-  // Gives the words of `piece` in order. With raw_bytes a closing ByteLevel leaves its words as
-  // they are, to be read as bytes, instead of writing each byte as a character.
+  // Gives the words of `piece` in order, with origins where it has them. With raw_bytes a closing
+  // ByteLevel leaves its words as they are, to be read as bytes, instead of writing each byte as a
+  // character.
   void run(const Piece& piece, bool raw_bytes, Workspace& work, const Sink& sink) const;
 
   // Uses the general regular expressions also where there is a faster way; for tests.

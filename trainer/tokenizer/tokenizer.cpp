@@ -100,7 +100,10 @@ struct Tokenizer::Parts {
   void read_added_tokens(const Json& list);
   void read_names(const std::filesystem::path& directory);
   int32_t find(const std::string& token) const;
-  void encode_piece(const Piece& piece, Workspace& work, std::vector<int32_t>& ids) const;
+  // `spans`, unless null, receives those of the ids in piece.text, shifted by `offset`.
+  void encode_piece(const Piece& piece, Workspace& work, std::vector<int32_t>& ids,
+                    std::vector<TextSpan>* spans, size_t offset) const;
+  void encode_word(const Piece& word, Workspace& work, std::vector<int32_t>& ids) const;
 };
 
 Tokenizer::Parts::Parts(const std::filesystem::path& directory) {
@@ -213,23 +216,64 @@ void Tokenizer::Parts::read_names(const std::filesystem::path& directory) {
   eos = named("eos_token");
 }
 
-void Tokenizer::Parts::encode_piece(const Piece& piece, Workspace& work,
-                                    std::vector<int32_t>& ids) const {
-  std::vector<uint32_t>* origins = needs_origins ? &work.origins : nullptr;
+void Tokenizer::Parts::encode_word(const Piece& word, Workspace& work,
+                                   std::vector<int32_t>& ids) const {
+  if (raw_bytes) {
+    bpe->encode_bytes(word.text, work.bpe, ids);
+  } else {
+    bpe->encode(word.text, work.bpe, ids);
+  }
+}
+
+namespace {
+
+// The whole characters of `text` that bytes `first` to `last` belong to, shifted by `offset`.
+TextSpan span_of(std::string_view text, uint32_t first, uint32_t last, size_t offset) {
+  while (!begins_code_point(text[first])) --first;
+  while (!begins_code_point(text[last])) --last;
+  const size_t end = last + static_cast<size_t>(utf8_length(text[last]));
+  return {static_cast<int64_t>(offset + first), static_cast<int64_t>(offset + end)};
+}
+
+// The first and the last byte of the character of `text` that byte `at` is part of.
+size_t first_of_character(std::string_view text, size_t at) {
+  while (!begins_code_point(text[at])) --at;
+  return at;
+}
+size_t last_of_character(std::string_view text, size_t at) {
+  while (at + 1 < text.size() && !begins_code_point(text[at + 1])) ++at;
+  return at;
+}
+
+}  // namespace
+
+void Tokenizer::Parts::encode_piece(const Piece& piece, Workspace& work, std::vector<int32_t>& ids,
+                                    std::vector<TextSpan>* spans, size_t offset) const {
+  const bool with_origins = needs_origins || spans != nullptr;
+  std::vector<uint32_t>* origins = with_origins ? &work.origins : nullptr;
   const std::string_view text = normalizer.apply(piece.text, work.normalized, origins);
+  // The word's bytes from `first` to `last`.
+  const auto add_span = [&](const Piece& word, size_t first, size_t last) {
+    spans->push_back(span_of(piece.text, word.origins[first_of_character(word.text, first)],
+                             word.origins[last_of_character(word.text, last)], offset));
+  };
   const auto words = [&](size_t begin, size_t end) {
     Piece part{text.substr(begin, end - begin), piece.at_start, nullptr};
-    if (needs_origins) {
+    if (with_origins) {
       part.origins = work.origins.data() + begin;
       part.at_start = piece.at_start && part.origins[0] == 0;
     } else {
       part.at_start = piece.at_start && begin == 0;
     }
-    pre_tokenizer.run(part, raw_bytes, work.words, [&](std::string_view word) {
-      if (raw_bytes) {
-        bpe->encode_bytes(word, work.bpe, ids);
-      } else {
-        bpe->encode(word, work.bpe, ids);
+    pre_tokenizer.run(part, raw_bytes, work.words, [&](const Piece& word) {
+      if (spans == nullptr) return encode_word(word, work, ids);
+      bpe->encode_with_ends(word.text, raw_bytes, work.bpe);
+      ids.insert(ids.end(), work.bpe.ids.begin(), work.bpe.ids.end());
+      size_t first = 0;
+      for (const int32_t behind : work.bpe.ends) {
+        const auto last = static_cast<size_t>(behind) - 1;
+        add_span(word, std::min(first, last), last);
+        first = last + 1;
       }
     });
   };
@@ -238,11 +282,9 @@ void Tokenizer::Parts::encode_piece(const Piece& piece, Workspace& work,
     return;
   }
   normalized_tokens.split(text, [&](size_t begin, size_t end, const AddedToken* token) {
-    if (token != nullptr) {
-      ids.push_back(token->id);
-    } else {
-      words(begin, end);
-    }
+    if (token == nullptr) return words(begin, end);
+    ids.push_back(token->id);
+    if (spans != nullptr) add_span({text, false, work.origins.data()}, begin, end - 1);
   });
 }
 
@@ -261,6 +303,16 @@ std::shared_ptr<const Tokenizer> Tokenizer::from_directory_regex_only(
 }
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special_tokens) const {
+  return encode(text, add_special_tokens, nullptr);
+}
+
+std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special_tokens,
+                                       std::vector<TextSpan>& spans) const {
+  return encode(text, add_special_tokens, &spans);
+}
+
+std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special_tokens,
+                                       std::vector<TextSpan>* spans) const {
   const size_t invalid = find_invalid_utf8(text);
   if (invalid != kValidUtf8) {
     fail_input("text", "is no valid UTF-8 at byte " + std::to_string(invalid));
@@ -270,18 +322,26 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special_t
                "has " + std::to_string(text.size()) + " bytes; at most 2 GiB can be encoded");
   }
   std::vector<int32_t> ids;
+  if (spans != nullptr) spans->clear();
   ids.reserve(text.size() / 3 + 4);
   std::unique_ptr<Workspace> work = parts_->pool.take();
   parts_->raw_tokens.split(text, [&](size_t begin, size_t end, const AddedToken* token) {
     if (token != nullptr) {
       ids.push_back(token->id);
+      if (spans != nullptr) spans->push_back({int64_t(begin), int64_t(end)});
     } else {
-      parts_->encode_piece({text.substr(begin, end - begin), begin == 0, nullptr}, *work, ids);
+      parts_->encode_piece({text.substr(begin, end - begin), begin == 0, nullptr}, *work, ids,
+                           spans, begin);
     }
   });
   parts_->pool.put(std::move(work));
+  if (spans != nullptr) {
+    *spans = parts_->post_processor.apply(std::move(*spans), add_special_tokens);
+  }
   return parts_->post_processor.apply(std::move(ids), add_special_tokens);
 }
+
+std::vector<int32_t> Tokenizer::leading_ids() const { return parts_->post_processor.leading_ids(); }
 
 std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special_tokens) const {
   std::vector<std::string> tokens;

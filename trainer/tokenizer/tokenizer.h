@@ -16,6 +16,7 @@
 #include <string_view>
 #include <vector>
 
+#include "trainer/tokenizer/text_span.h"
 #include "trainer/tokenizer/utf8.h"
 
 namespace lorashard {
@@ -30,6 +31,13 @@ class Tokenizer {
 
   // Thread-safe. Errors: status 2 when `text` is no valid UTF-8, naming the byte (from 0).
   std::vector<int32_t> encode(std::string_view text, bool add_special_tokens = true) const;
+
+  // The same ids, and for each of them where in `text` it comes from (what the library's offsets
+  // are with trim_offsets off). Slower: for texts with a place that matters. Thread-safe.
+  std::vector<int32_t> encode(std::string_view text, bool add_special_tokens,
+                              std::vector<TextSpan>& spans) const;
+  // The special tokens that encode puts before a text.
+  std::vector<int32_t> leading_ids() const;
 
   // Ids without a token add nothing, as in the library. Thread-safe.
   std::string decode(std::span<const int32_t> ids, bool skip_special_tokens = false) const;
@@ -48,6 +56,8 @@ class Tokenizer {
 
  private:
   struct Parts;
+  std::vector<int32_t> encode(std::string_view text, bool add_special_tokens,
+                              std::vector<TextSpan>* spans) const;
   explicit Tokenizer(std::unique_ptr<Parts> parts);
   std::unique_ptr<Parts> parts_;
 };

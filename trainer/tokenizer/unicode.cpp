@@ -154,4 +154,17 @@ std::string normalize(NormalForm form, std::string_view text) {
   return result;
 }
 
+size_t end_of_normalized_part(NormalForm form, std::string_view text, size_t from) {
+  const icu::Normalizer2& normalizer = *normalizers(form).unicode9;
+  const char* const end = text.data() + text.size();
+  const char* p = text.data() + from;
+  next_code_point(p);
+  while (p < end) {
+    const char* next = p;
+    if (normalizer.hasBoundaryBefore(static_cast<UChar32>(next_code_point(next)))) break;
+    p = next;
+  }
+  return static_cast<size_t>(p - text.data());
+}
+
 }  // namespace lorashard

@@ -50,5 +50,8 @@ enum class NormalForm { kNfc, kNfd, kNfkc, kNfkd };
 bool is_normalized(NormalForm form, std::string_view text);
 // REQUIRES: text is valid UTF-8.
 std::string normalize(NormalForm form, std::string_view text);
+// End of the shortest part of `text` from `from` on that is normalized on its own. REQUIRES: text
+// is valid UTF-8, from < text.size() begins such a part.
+size_t end_of_normalized_part(NormalForm form, std::string_view text, size_t from);
 
 }  // namespace lorashard

@@ -38,6 +38,11 @@ inline char32_t next_code_point(const char*& p) {
   return value;
 }
 
+// Whether the byte begins a sequence of valid UTF-8.
+inline bool begins_code_point(char byte) {
+  return (static_cast<unsigned char>(byte) & 0xC0) != 0x80;
+}
+
 // Bytes of the sequence that `lead` begins. REQUIRES: lead begins a sequence of valid UTF-8.
 inline int utf8_length(char lead) {
   const auto byte = static_cast<unsigned char>(lead);
