@@ -16,10 +16,17 @@ constexpr int kPositionBits = 20;  // data.seq_len is at most 2^20
 void append(MicroBatch& batch, const Example& example, int64_t place) {
   const size_t size = example.input_ids.size();
   batch.ids.insert(batch.ids.end(), example.input_ids.begin(), example.input_ids.end());
+  size_t start = 0;  // of the sequence that token t is in
+  auto next_start = example.starts.begin();
   for (size_t t = 0; t < size; ++t) {
+    if (next_start != example.starts.end() && t == size_t(*next_start)) {
+      start = t;
+      batch.offsets.push_back(static_cast<int32_t>(batch.labels.size()));
+      ++next_start;
+    }
     const int32_t label = t + 1 < size ? example.labels[t + 1] : kIgnoredLabel;
     batch.labels.push_back(label);
-    batch.positions.push_back(static_cast<int32_t>(t));
+    batch.positions.push_back(static_cast<int32_t>(t - start));
     batch.row_keys.push_back((static_cast<uint64_t>(place) << kPositionBits) + t);
     batch.counted += label != kIgnoredLabel;
   }

@@ -16,15 +16,16 @@ namespace lorashard {
 // REQUIRES: 0 <= i < n.
 int64_t permuted(int64_t i, int64_t n, uint64_t seed, uint64_t epoch);
 
-// Sequences laid end to end without padding; T tokens in all.
+// Sequences laid end to end without padding; T tokens in all. A line of the data is one sequence,
+// or several where it says so (Example::starts).
 struct MicroBatch {
   std::vector<int32_t> ids;        // (T)
   std::vector<int32_t> labels;     // (T) shifted: the target of token t, -100 none; the last token
                                    // of each sequence has none
   std::vector<int32_t> positions;  // (T) from 0 in each sequence
   std::vector<int32_t> offsets;    // (sequences + 1) where each sequence starts; the last is T
-  std::vector<uint64_t> row_keys;  // (T) unique in the run: place of the sequence in the stream x
-                                   // 2^20 + position
+  std::vector<uint64_t> row_keys;  // (T) unique in the run: place of the line in the stream x 2^20
+                                   // + place of the token in it
   int64_t counted = 0;             // labels that are not -100
 };
 

@@ -21,14 +21,16 @@ namespace lorashard {
 namespace {
 
 // What a user should know of the sequences of a file; `first_…`: of the first of them, -1 if there
-// is none. As it is remembered: 64 bytes, two digests.
+// is none. As it is remembered: 192 bytes, six digests.
 struct Findings {
   int64_t sequences = 0;
   int64_t truncated = 0, first_truncated = -1;    // cut to data.seq_len
   int64_t unlabelled = 0, first_unlabelled = -1;  // no label counts
   int64_t emptied = 0;                            // the unlabelled among the truncated
-  int64_t mismatches = 0;                         // a token spans prompt and completion
+  int64_t spanning = 0;                           // a token is part of prompt and completion
+  int64_t bos_twice = 0, first_bos_twice = -1;    // the text begins with what is put before it
   int64_t reserved = 0;
+  ColumnNames other_columns;  // that no format reads
 
   void add(const Findings& other) {
     const auto first = [](int64_t& mine, int64_t theirs) {
@@ -38,16 +40,26 @@ struct Findings {
     truncated += other.truncated;
     unlabelled += other.unlabelled;
     emptied += other.emptied;
-    mismatches += other.mismatches;
+    spanning += other.spanning;
+    bos_twice += other.bos_twice;
+    other_columns.add(other.other_columns);
     first(first_truncated, other.first_truncated);
     first(first_unlabelled, other.first_unlabelled);
+    first(first_bos_twice, other.first_bos_twice);
   }
 };
-static_assert(sizeof(Findings) == 2 * sizeof(Digest));
+constexpr size_t kDigests = 6;
+static_assert(sizeof(Findings) == kDigests * sizeof(Digest));
 
 Findings findings_of(const Example& example, int64_t i) {
   Findings f;
   f.sequences = 1;
+  f.spanning = example.spans_border;
+  f.other_columns = example.other_columns;
+  if (example.bos_twice) {
+    f.bos_twice = 1;
+    f.first_bos_twice = i;
+  }
   if (example.truncated) {
     f.truncated = 1;
     f.first_truncated = i;
@@ -122,7 +134,6 @@ Findings scan_on_all_ranks(const Dataset& data, const std::string& path, const R
   const int64_t n = data.size();
   const double rounds = double(data.identity().bytes) / (kRoundBytes * world.size());
   const int64_t per_round = std::max<int64_t>(1, int64_t(double(n) / std::max(1.0, rounds)));
-  const int64_t mismatches_before = data.prompt_mismatches();
   CheckProgress progress(console, path, n);
   Findings mine;
   for (int64_t first = 0; first < n; first += per_round) {
@@ -133,7 +144,6 @@ Findings scan_on_all_ranks(const Dataset& data, const std::string& path, const R
     });
     progress.at(first + count);
   }
-  mine.mismatches = data.prompt_mismatches() - mismatches_before;
   std::vector<Findings> all(size_t(world.size()));
   world.all_gather(&mine, all.data(), sizeof mine, "data_check");
   Findings sum;
@@ -188,7 +198,7 @@ std::optional<Findings> recall(const Dataset& data, const std::string& path,
 
 void remember(const Dataset& data, const std::string& path, const std::vector<std::string>& keys,
               const Findings& found) {
-  std::vector<Digest> packed(2);
+  std::vector<Digest> packed(kDigests);
   std::memcpy(packed.data(), &found, sizeof found);
   remember_digests(path, data.identity(), keys, packed);
 }
@@ -207,11 +217,26 @@ std::vector<std::string> notes_of(const Dataset& data, const std::string& path, 
         "first: {}",
         path, f.unlabelled, f.sequences, f.emptied, seq_len, data.where(f.first_unlabelled)));
   }
-  if (f.mismatches > 0) {
+  if (f.spanning > 0) {
     notes.push_back(
-        fmt::format("{}: in {} of {} sequences a token spans prompt and completion; it "
+        fmt::format("{}: in {} of {} sequences a token is part of both prompt and completion; it "
                     "counts to the prompt",
-                    path, f.mismatches, f.sequences));
+                    path, f.spanning, f.sequences));
+  }
+  if (f.bos_twice > 0) {
+    notes.push_back(fmt::format(
+        "{}: {} of {} texts begin with the token that the tokenizer puts before every text (BOS), "
+        "and have it twice; data.add_bos: false adds none; first: {}",
+        path, f.bos_twice, f.sequences, data.where(f.first_bos_twice)));
+  }
+  const DatasetOptions& options = data.options();
+  if (options.append_eos && !options.eos_id && options.format != RunConfig::Data::TOKENS) {
+    notes.push_back(path +
+                    ": data.append_eos appends nothing, since the tokenizer names no "
+                    "eos_token (tokenizer_config.json)");
+  }
+  if (!f.other_columns.empty()) {
+    notes.push_back(fmt::format("{}: columns that are not read: {}", path, f.other_columns.text()));
   }
   return notes;
 }
@@ -224,7 +249,7 @@ std::vector<std::string> check_data(const Dataset& data, const std::string& path
   std::vector<std::string> keys;
   run_agreed(ranks.world, [&] {
     const std::string key = key_of(run, base);
-    keys = {key + " 1", key + " 2"};
+    for (size_t k = 1; k <= kDigests; ++k) keys.push_back(fmt::format("{} {}", key, k));
   });
   std::optional<Findings> found = recall(data, path, keys, ranks.world);
   const bool known = found.has_value();

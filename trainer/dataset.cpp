@@ -8,6 +8,8 @@
 #include "checkpoint/file_io.h"
 #include "checkpoint/json_strict.h"
 #include "configs/error.h"
+#include "trainer/line_problem.h"
+#include "trainer/token_row.h"
 
 namespace lorashard {
 namespace {
@@ -15,17 +17,6 @@ namespace {
 using nlohmann::json;
 
 constexpr uint64_t kCheckedBytes = 32 << 20;  // a fraction of a second
-
-// What is wrong with a line; get adds the place, which takes a pass over the file to find.
-struct LineProblem {
-  std::string what;
-};
-
-// A piece of a line, fit for an error's one line.
-std::string excerpt(const std::string& text) {
-  constexpr size_t kLongest = 160;
-  return text.size() <= kLongest ? printable(text) : printable(text.substr(0, kLongest)) + "...";
-}
 
 void require_utf8(const std::string& line) {
   const auto* bytes = reinterpret_cast<const uint8_t*>(line.data());
@@ -48,25 +39,10 @@ void require_utf8(const std::string& line) {
   }
 }
 
-json parse_object(const std::string& line, const char* expected) {
-  require_utf8(line);
-  json object;
-  try {
-    object = json::parse(line);
-  } catch (const json::exception& e) {
-    // Of "[json.exception.parse_error.101] parse error at line 1, column 9: syntax error …" the
-    // part after the column, which we say ourselves.
-    std::string reason = e.what();
-    const auto* parse_error = dynamic_cast<const json::parse_error*>(&e);
-    if (const size_t colon = reason.find(": "); parse_error && colon != std::string::npos)
-      reason = reason.substr(colon + 2);
-    throw LineProblem{"not JSON (" +
-                      (parse_error ? "byte " + std::to_string(parse_error->byte) + ": " : "") +
-                      excerpt(reason) + "), expected " + expected};
-  }
-  if (!object.is_object())
-    throw LineProblem{std::string("a JSON ") + object.type_name() + ", expected " + expected};
-  return object;
+// The first character that is no white space, 0 if there is none.
+char first_character(const std::string& line) {
+  const size_t at = line.find_first_not_of(" \t\r");
+  return at == std::string::npos ? '\0' : line[at];
 }
 
 const json& field(const json& object, const char* name, const char* expected) {
@@ -88,27 +64,11 @@ const std::string& text_field(const json& object, const char* name, const char* 
   return value.get_ref<const std::string&>();
 }
 
-// `ignored`: whether -100 may stand in the list.
-std::vector<int32_t> id_field(const json& value, const char* name, int64_t vocab_size,
-                              bool ignored) {
-  const std::string expected = "expected token ids from 0 to " + std::to_string(vocab_size - 1) +
-                               (ignored ? " or -100" : "");
-  if (!value.is_array())
-    throw LineProblem{std::string("\"") + name + "\" is of type " + value.type_name() +
-                      ", expected a list of token ids"};
-  std::vector<int32_t> ids;
-  ids.reserve(value.size());
-  for (const json& id : value) {
-    const bool fits = id.is_number_integer() &&
-                      (!id.is_number_unsigned() || id.get<uint64_t>() < uint64_t(vocab_size)) &&
-                      ((id.get<int64_t>() >= 0 && id.get<int64_t>() < vocab_size) ||
-                       (ignored && id.get<int64_t>() == kIgnoredLabel));
-    if (!fits)
-      throw LineProblem{std::string("\"") + name + "\" has " + excerpt(id.dump()) +
-                        " at position " + std::to_string(ids.size() + 1) + ", " + expected};
-    ids.push_back(id.get<int32_t>());
-  }
-  return ids;
+// How many of the ids the tokenizer has put before the text.
+size_t count_leading(const std::vector<int32_t>& leading, const std::vector<int32_t>& ids) {
+  const bool there =
+      leading.size() <= ids.size() && std::equal(leading.begin(), leading.end(), ids.begin());
+  return there ? leading.size() : 0;
 }
 
 }  // namespace
@@ -135,53 +95,99 @@ Dataset::Dataset(const std::string& path, DatasetOptions options)
 
 Example Dataset::get(int64_t i) const { return parse(i, true); }
 
+json Dataset::parse_object(int64_t i, const std::string& line, const char* expected) const {
+  require_utf8(line);
+  const std::string one = std::string("expected one object a line, ") + expected;
+  json object;
+  try {
+    object = json::parse(line);
+  } catch (const json::exception& e) {
+    // Files of one array, and objects that are written over several lines.
+    if (i == 0 && first_character(line) == '[')
+      throw LineProblem{"the file is a JSON array, " + one + " (jq -c '.[]' FILE writes it so)"};
+    // Of "[json.exception.parse_error.101] parse error at line 1, column 9: syntax error …" the
+    // part after the column, which we say ourselves.
+    std::string reason = e.what();
+    const auto* parse_error = dynamic_cast<const json::parse_error*>(&e);
+    const bool unfinished = parse_error && parse_error->byte > line.size();
+    if (unfinished && i + 1 < size() && first_character(index_.line(i + 1)) != '{')
+      throw LineProblem{"an object that goes on in the next line, " + one +
+                        " (jq -c . FILE writes it so)"};
+    if (const size_t colon = reason.find(": "); parse_error && colon != std::string::npos)
+      reason = reason.substr(colon + 2);
+    throw LineProblem{"not JSON (" +
+                      (parse_error ? "byte " + std::to_string(parse_error->byte) + ": " : "") +
+                      excerpt(reason) + "), expected " + expected};
+  }
+  if (i == 0 && object.is_array())
+    throw LineProblem{"the file is a JSON array, " + one + " (jq -c '.[]' FILE writes it so)"};
+  if (!object.is_object())
+    throw LineProblem{std::string("a JSON ") + object.type_name() + ", expected " + expected};
+  return object;
+}
+
+// The ids and labels of a text, whose first `prompt_bytes` are a prompt if there is one.
+void Dataset::encode_text(const std::string& text, std::optional<size_t> prompt_bytes,
+                          Example& example) const {
+  std::vector<TextSpan> spans;
+  std::vector<int32_t>& ids = example.input_ids;
+  ids = options_.encode(text, prompt_bytes ? &spans : nullptr);
+  const size_t leading = count_leading(options_.leading_ids, ids);
+  size_t unlabelled = 0;
+  if (prompt_bytes) {
+    const auto border = static_cast<int64_t>(*prompt_bytes);
+    size_t prompt_end = leading, t = 0;  // behind the prompt's last token
+    for (; t < spans.size() && (spans[t].special() || spans[t].begin < border); ++t) {
+      if (spans[t].special()) continue;
+      example.spans_border |= spans[t].end > border;
+      prompt_end = t + 1;
+    }
+    // Special tokens with none of the completion's behind them close the text.
+    unlabelled = t < spans.size() ? t : prompt_end;
+  }
+  if (options_.add_bos) {
+    example.bos_twice = leading > 0 && leading < ids.size() && ids[leading] == ids[leading - 1];
+  } else {
+    ids.erase(ids.begin(), ids.begin() + static_cast<ptrdiff_t>(leading));
+    unlabelled -= std::min(unlabelled, leading);
+  }
+  if (options_.append_eos && options_.eos_id && (ids.empty() || ids.back() != *options_.eos_id))
+    ids.push_back(*options_.eos_id);
+  for (const int32_t id : ids)
+    if (id < 0 || id >= options_.vocab_size)
+      throw LineProblem{"the tokenizer gives id " + std::to_string(id) +
+                        " and the model's vocabulary has " + std::to_string(options_.vocab_size) +
+                        " entries, expected the model's own tokenizer"};
+  example.labels = ids;
+  std::fill_n(example.labels.begin(), unlabelled, kIgnoredLabel);
+}
+
 Example Dataset::parse(int64_t i, bool tokenize) const try {
   Example example;
   const std::string line = index_.line(i);
-  size_t unlabelled = 0;
   if (options_.format == RunConfig::Data::TOKENS) {
     const char* expected = R"({"input_ids": [...], "labels": [...]})";
-    const json object = parse_object(line, expected);
-    example.input_ids =
-        id_field(field(object, "input_ids", expected), "input_ids", options_.vocab_size, false);
-    example.labels = object.contains("labels")
-                         ? id_field(object["labels"], "labels", options_.vocab_size, true)
-                         : example.input_ids;
-    if (example.labels.size() != example.input_ids.size())
-      throw LineProblem{"\"labels\" has " + std::to_string(example.labels.size()) +
-                        " values and \"input_ids\" " + std::to_string(example.input_ids.size()) +
-                        ", expected as many"};
+    const json object = parse_object(i, line, expected);
+    field(object, "input_ids", expected);
+    check_columns(object, options_.format, example.other_columns);
+    TokenRow row = read_token_row(object, options_.vocab_size);
+    example.input_ids = std::move(row.input_ids);
+    example.labels = std::move(row.labels);
+    example.starts = std::move(row.starts);
   } else {
-    std::string text;
-    std::optional<std::string> prompt;
-    if (options_.format == RunConfig::Data::TEXT) {
-      const char* expected = R"({"text": "..."})";
-      text = text_field(parse_object(line, expected), "text", expected);
-    } else {
-      const char* expected = R"({"prompt": "...", "completion": "..."})";
-      const json object = parse_object(line, expected);
-      prompt = text_field(object, "prompt", expected);
-      text = *prompt + text_field(object, "completion", expected);
+    const bool plain = options_.format == RunConfig::Data::TEXT;
+    const char* expected =
+        plain ? R"({"text": "..."})" : R"({"prompt": "...", "completion": "..."})";
+    const json object = parse_object(i, line, expected);
+    std::optional<size_t> prompt_bytes;
+    std::string text = text_field(object, plain ? "text" : "prompt", expected);
+    if (!plain) {
+      prompt_bytes = text.size();
+      text += text_field(object, "completion", expected);
     }
+    check_columns(object, options_.format, example.other_columns);
     if (!tokenize) return example;
-    example.input_ids = options_.encode(text, true);
-    if (prompt) {
-      const std::vector<int32_t> ids = options_.encode(*prompt, true);
-      unlabelled = std::min(ids.size(), example.input_ids.size());
-      if (!std::equal(ids.begin(), ids.begin() + unlabelled, example.input_ids.begin()) ||
-          ids.size() > example.input_ids.size())
-        ++mismatches_;
-    }
-    if (options_.append_eos && options_.eos_id &&
-        (example.input_ids.empty() || example.input_ids.back() != *options_.eos_id))
-      example.input_ids.push_back(*options_.eos_id);
-    for (const int32_t id : example.input_ids)
-      if (id < 0 || id >= options_.vocab_size)
-        throw LineProblem{"the tokenizer gives id " + std::to_string(id) +
-                          " and the model's vocabulary has " + std::to_string(options_.vocab_size) +
-                          " entries, expected the model's own tokenizer"};
-    example.labels = example.input_ids;
-    std::fill_n(example.labels.begin(), unlabelled, kIgnoredLabel);
+    encode_text(text, prompt_bytes, example);
   }
   if (example.input_ids.empty())
     throw LineProblem{"a sequence of no tokens, expected at least one"};
@@ -192,6 +198,7 @@ Example Dataset::parse(int64_t i, bool tokenize) const try {
                         " (or data.long_sequences: TRUNCATE)"};
     example.input_ids.resize(longest);
     example.labels.resize(longest);
+    std::erase_if(example.starts, [&](int32_t start) { return size_t(start) >= longest; });
     example.truncated = true;
     if (tokenize) ++truncated_;
   }

@@ -1,14 +1,15 @@
 // The sequences of one JSONL file, read and tokenized when asked for. The file is indexed and not
 // loaded (trainer/jsonl_index.h), and must not change while it is open.
 //
-// Fields are those of TRL's SFTTrainer (RunConfig.Data.Format); other fields of a line are ignored.
+// Fields are those of TRL's SFTTrainer (RunConfig.Data.Format); what other fields of a line may be
+// is said in trainer/data_columns.h.
 //   TEXT               {"text"}; every token is a label.
-//   PROMPT_COMPLETION  {"prompt","completion"}; as in TRL, prompt and prompt + completion are
-//                      tokenized, and as many tokens as the prompt has are no labels. Where the two
-//                      differ in that part (a token spans the border), the line is still used and
-//                      prompt_mismatches() counts it.
-//   TOKENS             {"input_ids","labels"}, labels aligned with input_ids, -100 none; without
-//                      "labels" every token is one.
+//   PROMPT_COMPLETION  {"prompt","completion"}; both are tokenized as one text, and tokens that
+//   begin
+//                      in the prompt are no labels: one that spans the border counts to the prompt.
+//                      Special tokens before the completion count to the prompt, those behind it to
+//                      the completion.
+//   TOKENS             {"input_ids","labels","attention_mask","position_ids"}: trainer/token_row.h.
 // With append_eos, TEXT and PROMPT_COMPLETION end with the end-of-sequence token, a label too,
 // unless the ids end with it already.
 #pragma once
@@ -23,7 +24,9 @@
 #include <vector>
 
 #include "configs/run_config.pb.h"
+#include "trainer/data_columns.h"
 #include "trainer/jsonl_index.h"
+#include "trainer/tokenizer/text_span.h"
 
 namespace lorashard {
 
@@ -33,10 +36,15 @@ inline constexpr int32_t kIgnoredLabel = -100;
 // 1 to seq_len.
 struct Example {
   std::vector<int32_t> input_ids, labels;
-  bool truncated = false;  // it had more than seq_len tokens
+  std::vector<int32_t> starts;  // where sequences behind the first begin: a row may hold several,
+                                // which do not see each other (TOKENS); no label counts there
+  bool truncated = false;       // it had more than seq_len tokens
+  bool spans_border = false;    // a token is part of both prompt and completion
+  bool bos_twice = false;       // the text begins with the token that the tokenizer puts before it
+  ColumnNames other_columns;    // that no format reads
 };
 
-// Labels that count: those that are not -100 and have a token before them.
+// Labels that count: those that are not -100 and have a token before them in their sequence.
 int64_t count_unmasked(const Example& example);
 
 struct DatasetOptions {
@@ -44,11 +52,13 @@ struct DatasetOptions {
   int64_t seq_len = 512;
   RunConfig::Data::LongSequences long_sequences = RunConfig::Data::TRUNCATE;
   bool append_eos = true;
+  bool add_bos = true;     // keep `leading_ids`
   int64_t vocab_size = 0;  // of the model; ids and labels lie below it
-  // The tokenizer; not used by TOKENS. The text is valid UTF-8. Called from several threads if get
-  // is.
-  std::function<std::vector<int32_t>(std::string_view text, bool add_special_tokens)> encode;
-  std::optional<int32_t> eos_id;  // none: nothing is appended
+  // The tokenizer, special tokens added; not used by TOKENS. The text is valid UTF-8. `spans`,
+  // unless null, receives where each token comes from. Called from several threads if get is.
+  std::function<std::vector<int32_t>(std::string_view text, std::vector<TextSpan>* spans)> encode;
+  std::vector<int32_t> leading_ids;  // what encode puts before every text
+  std::optional<int32_t> eos_id;     // none: nothing is appended
 };
 
 class Dataset {
@@ -64,8 +74,8 @@ class Dataset {
 
   // Sequence i in the file's order; may be called from several threads. Errors (status 2) read
   // "FILE:LINE: …": invalid UTF-8 (with the byte), no JSON object, a field missing or of another
-  // type, labels of another length, ids outside the vocabulary, no tokens, and more than seq_len
-  // tokens under REFUSE. REQUIRES: 0 <= i < size().
+  // type, columns that this format does not read, lists of another length, ids outside the
+  // vocabulary, no tokens, and more than seq_len tokens under REFUSE. REQUIRES: 0 <= i < size().
   Example get(int64_t i) const;
 
   // "FILE:LINE" of sequence i; reads the file up to there.
@@ -73,16 +83,20 @@ class Dataset {
   // The file as it was when it was opened.
   const FileIdentity& identity() const { return index_.identity(); }
 
-  // Over all calls of get so far: sequences cut to seq_len; prompts that are no prefix.
+  const DatasetOptions& options() const { return options_; }
+
+  // Over all calls of get so far: sequences cut to seq_len.
   int64_t truncated_count() const { return truncated_; }
-  int64_t prompt_mismatches() const { return mismatches_; }
 
  private:
   Example parse(int64_t i, bool tokenize) const;
+  nlohmann::json parse_object(int64_t i, const std::string& line, const char* expected) const;
+  void encode_text(const std::string& text, std::optional<size_t> prompt_bytes,
+                   Example& example) const;
 
   JsonlIndex index_;
   DatasetOptions options_;
-  mutable std::atomic<int64_t> truncated_ = 0, mismatches_ = 0;
+  mutable std::atomic<int64_t> truncated_ = 0;
 };
 
 }  // namespace lorashard

