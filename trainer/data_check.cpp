@@ -230,6 +230,7 @@ std::vector<std::string> notes_of(const Dataset& data, const std::string& path, 
         path, f.bos_twice, f.sequences, data.where(f.first_bos_twice)));
   }
   const DatasetOptions& options = data.options();
+  notes.insert(notes.begin(), options.notes.begin(), options.notes.end());
   if (options.append_eos && !options.eos_id && options.format != RunConfig::Data::TOKENS) {
     notes.push_back(path +
                     ": data.append_eos appends nothing, since the tokenizer names no "

@@ -59,6 +59,7 @@ struct DatasetOptions {
   std::function<std::vector<int32_t>(std::string_view text, std::vector<TextSpan>* spans)> encode;
   std::vector<int32_t> leading_ids;  // what encode puts before every text
   std::optional<int32_t> eos_id;     // none: nothing is appended
+  std::vector<std::string> notes;    // of the tokenizer, for the user
 };
 
 class Dataset {

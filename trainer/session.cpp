@@ -69,6 +69,7 @@ std::shared_ptr<const Dataset> open_dataset(const Config& config, const std::str
       return spans ? tokenizer->encode(text, true, *spans) : tokenizer->encode(text);
     };
     options.leading_ids = tokenizer->leading_ids();
+    options.notes = tokenizer->notes();
     options.eos_id = tokenizer->eos_id();
   }
   return Dataset::open(path, std::move(options));

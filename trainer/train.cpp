@@ -1,6 +1,7 @@
 #include "trainer/train.h"
 
 #include <fmt/format.h>
+#include <algorithm>
 
 #include <chrono>
 #include <cmath>
@@ -251,7 +252,9 @@ void Trainer::open_inputs() {
        {std::pair{train_data_, run_.data().train()}, std::pair{eval_data_, run_.data().eval()}}) {
     if (!data) continue;
     const auto more = check_data(*data, path, run_, *base_, ranks_, stream_.threads(), console_);
-    notes.insert(notes.end(), more.begin(), more.end());
+    for (const std::string& note : more) {  // those of the tokenizer come with each file
+      if (std::find(notes.begin(), notes.end(), note) == notes.end()) notes.push_back(note);
+    }
   }
   for (const std::string& note : notes) console_.line("note: " + note);
 }

@@ -1,7 +1,6 @@
 #include "trainer/tokenizer/tokenizer.h"
 
 #include <algorithm>
-#include <fstream>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -15,6 +14,7 @@
 #include "trainer/tokenizer/normalizer.h"
 #include "trainer/tokenizer/post_processor.h"
 #include "trainer/tokenizer/pre_tokenizer.h"
+#include "trainer/tokenizer/token_files.h"
 #include "trainer/tokenizer/tokenizer_json.h"
 
 namespace lorashard {
@@ -47,32 +47,6 @@ class WorkspacePool {
   std::vector<std::unique_ptr<Workspace>> waiting_;
 };
 
-Json read_json_if_present(const std::filesystem::path& path) {
-  std::ifstream stream(path, std::ios::binary);
-  if (!stream) return Json();
-  try {
-    Json value = Json::parse(stream);
-    if (!value.is_object()) fail_input(path.string(), "must be a JSON object");
-    return value;
-  } catch (const Json::exception& error) {
-    const std::string message = error.what();
-    const size_t bracket = message.find("] ");
-    fail_input(path.string(), "is no valid JSON: " +
-                                  message.substr(bracket == std::string::npos ? 0 : bracket + 2));
-  }
-}
-
-// "<s>" or {"content": "<s>", …}.
-std::optional<std::string> token_name(const Json& config, const std::string& key) {
-  if (!config.is_object() || !config.contains(key)) return std::nullopt;
-  const Json& value = config[key];
-  if (value.is_string()) return value.get<std::string>();
-  if (value.is_object() && value.contains("content") && value["content"].is_string()) {
-    return value["content"].get<std::string>();
-  }
-  return std::nullopt;
-}
-
 }  // namespace
 
 struct Tokenizer::Parts {
@@ -91,6 +65,7 @@ struct Tokenizer::Parts {
 
   std::unordered_map<int32_t, std::string> tokens;  // as decoders see them
   std::optional<int32_t> bos, eos;
+  std::vector<std::string> notes;
   int64_t vocab_size = 0;
   bool raw_bytes = false;
   bool needs_origins = false;
@@ -98,7 +73,8 @@ struct Tokenizer::Parts {
 
   explicit Parts(const std::filesystem::path& directory);
   void read_added_tokens(const Json& list);
-  void read_names(const std::filesystem::path& directory);
+  void read_other_files(const std::filesystem::path& directory);
+  void match_added_tokens();
   int32_t find(const std::string& token) const;
   // `spans`, unless null, receives those of the ids in piece.text, shifted by `offset`.
   void encode_piece(const Piece& piece, Workspace& work, std::vector<int32_t>& ids,
@@ -130,6 +106,8 @@ Tokenizer::Parts::Parts(const std::filesystem::path& directory) {
   for (const auto& [token, id] : bpe->vocabulary()) tokens.emplace(id, token);
   if (const Json* list = top.find("added_tokens")) read_added_tokens(*list);
   top.finish();
+  read_other_files(directory);
+  match_added_tokens();
   for (const auto& [id, token] : tokens)
     vocab_size = std::max<int64_t>(vocab_size, id + int64_t{1});
   for (const int32_t id : post_processor.special_ids()) {
@@ -138,7 +116,6 @@ Tokenizer::Parts::Parts(const std::filesystem::path& directory) {
                            std::to_string(vocab_size - 1));
     }
   }
-  read_names(directory);
 }
 
 int32_t Tokenizer::Parts::find(const std::string& token) const {
@@ -175,9 +152,67 @@ void Tokenizer::Parts::read_added_tokens(const Json& list) {
     }
     token.id = static_cast<int32_t>(id);
     added_ids[token.content] = token.id;
-    if (token.special) special.insert(token.content);
     added[token.id] = token;
   }
+}
+
+// Tokens of the other files of the folder, as transformers adds them: a content that is known keeps
+// its id and gets the flags declared for it, others get the ids that follow.
+void Tokenizer::Parts::read_other_files(const std::filesystem::path& directory) {
+  TokenFiles files = read_token_files(directory);
+  notes = std::move(files.notes);
+  std::set<std::string> listed;  // not only named
+  for (const auto& [id, token] : added) listed.insert(token.content);
+  for (DeclaredToken& declared : files.tokens) {
+    AddedToken& token = declared.token;
+    if (token.content.empty()) continue;
+    int64_t id = find(token.content);
+    const bool fresh = id < 0;
+    if (fresh) {
+      const auto size = static_cast<int64_t>(bpe->vocabulary().size());
+      id = added.empty() ? size : std::max<int64_t>(size, added.rbegin()->first + int64_t{1});
+    }
+    if (declared.id && *declared.id != id) {
+      fail_input(declared.where, "gives '" + token.content + "' the id " +
+                                     std::to_string(*declared.id) + ", but " +
+                                     (fresh ? "the next free one is " : "it has ") +
+                                     std::to_string(id) + " by tokenizer.json; the two must agree");
+    }
+    token.id = static_cast<int32_t>(id);
+    if (!declared.overrides && listed.contains(token.content)) continue;
+    if (declared.id) listed.insert(token.content);
+    const auto known = added.find(token.id);
+    if (known != added.end()) {
+      const AddedToken& old = known->second;
+      const bool same = old.lstrip == token.lstrip && old.rstrip == token.rstrip &&
+                        old.single_word == token.single_word && old.normalized == token.normalized;
+      if (!same) {
+        notes.push_back(declared.where + ": its flags for '" + token.content +
+                        "' (lstrip, rstrip, single_word, normalized) differ from tokenizer.json's "
+                        "and count, as in transformers");
+      }
+    }
+    if (fresh && !declared.id) {
+      notes.push_back(declared.where + " is '" + token.content +
+                      "', which has no id anywhere; as in transformers it gets a new one, " +
+                      std::to_string(id));
+    }
+    added_ids[token.content] = token.id;
+    added[token.id] = token;
+  }
+  for (const auto& [id, token] : added) {
+    if (token.special) special.insert(token.content);
+  }
+  const auto id_of = [&](const std::optional<std::string>& content) -> std::optional<int32_t> {
+    if (!content || find(*content) < 0) return std::nullopt;
+    return find(*content);
+  };
+  bos = id_of(files.bos);
+  eos = id_of(files.eos);
+}
+
+// Makes the matchers of all added tokens.
+void Tokenizer::Parts::match_added_tokens() {
   std::map<std::string, int32_t> patterns;
   for (const auto& [id, token] : added) {
     std::string buffer, pattern = token.content;
@@ -193,27 +228,6 @@ void Tokenizer::Parts::read_added_tokens(const Json& list) {
     }
     (token.normalized ? normalized_tokens : raw_tokens).add(pattern, token);
   }
-}
-
-void Tokenizer::Parts::read_names(const std::filesystem::path& directory) {
-  const std::filesystem::path paths[] = {directory / "tokenizer_config.json",
-                                         directory / "special_tokens_map.json"};
-  const Json configs[] = {read_json_if_present(paths[0]), read_json_if_present(paths[1])};
-  const auto named = [&](const char* key) -> std::optional<int32_t> {
-    for (int i = 0; i < 2; ++i) {
-      const std::optional<std::string> name = token_name(configs[i], key);
-      if (!name) continue;
-      const int32_t id = find(*name);
-      if (id < 0) {
-        fail_input(paths[i].string(),
-                   std::string(key) + " is '" + *name + "', which tokenizer.json has no token for");
-      }
-      return id;
-    }
-    return std::nullopt;
-  };
-  bos = named("bos_token");
-  eos = named("eos_token");
 }
 
 void Tokenizer::Parts::encode_word(const Piece& word, Workspace& work,
@@ -356,6 +370,7 @@ std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special_to
 }
 
 int64_t Tokenizer::vocab_size() const { return parts_->vocab_size; }
+const std::vector<std::string>& Tokenizer::notes() const { return parts_->notes; }
 std::optional<int32_t> Tokenizer::bos_id() const { return parts_->bos; }
 std::optional<int32_t> Tokenizer::eos_id() const { return parts_->eos; }
 

@@ -23,8 +23,9 @@ namespace lorashard {
 
 class Tokenizer {
  public:
-  // Reads DIR/tokenizer.json, and the names of bos and eos from DIR/tokenizer_config.json or else
-  // DIR/special_tokens_map.json where those exist. Errors: status 2, "FILE: what is wrong".
+  // Reads DIR/tokenizer.json, and the tokens that the other files there declare beside it
+  // (trainer/tokenizer/token_files.h). Errors: status 2, "FILE: what is wrong": also files that
+  // give a token different ids.
   static std::shared_ptr<const Tokenizer> from_directory(const std::filesystem::path& directory);
 
   ~Tokenizer();
@@ -43,6 +44,8 @@ class Tokenizer {
   std::string decode(std::span<const int32_t> ids, bool skip_special_tokens = false) const;
 
   int64_t vocab_size() const;  // the highest id + 1, added tokens included
+  // Where the files contradict each other, and which counts; for the user.
+  const std::vector<std::string>& notes() const;
   std::optional<int32_t> bos_id() const;
   std::optional<int32_t> eos_id() const;
   std::optional<int32_t> token_to_id(std::string_view token) const;

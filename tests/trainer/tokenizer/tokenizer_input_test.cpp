@@ -67,9 +67,10 @@ TEST(TokenizerInput, SavedTruncationAndPaddingAreNotApplied) {
 TEST(TokenizerInput, ASmallModelWorks) {
   TemporaryDirectory directory;
   directory.write("tokenizer.json", small().dump());
-  directory.write("tokenizer_config.json",
-                  R"({"bos_token": {"content": "<s>"}, "eos_token": null})");
-  directory.write("special_tokens_map.json", R"({"bos_token": "a", "eos_token": "<s>"})");
+  directory.write("tokenizer_config.json", R"({"bos_token": "a", "eos_token": null})");
+  // It wins over the config, which has no added_tokens_decoder.
+  directory.write("special_tokens_map.json",
+                  R"({"bos_token": {"content": "<s>"}, "eos_token": "<s>"})");
   const auto tokenizer = Tokenizer::from_directory(directory.path());
   EXPECT_EQ(tokenizer->encode("abcab<s>c"), (std::vector<int32_t>{4, 3, 5, 2}));
   EXPECT_EQ(tokenizer->vocab_size(), 6);
@@ -169,12 +170,41 @@ TEST(TokenizerInput, ATokenThatStandsTwiceIsRefused) {
   EXPECT_THAT(loading(content), HasSubstr("model.vocab: the token 'b' stands twice"));
 }
 
-TEST(TokenizerInput, NamesOutsideTheVocabularyAreRefused) {
+TEST(TokenizerInput, OtherFilesAreReadAndMustAgree) {
   TemporaryDirectory directory;
   directory.write("tokenizer.json", small().dump());
   directory.write("tokenizer_config.json", R"({"eos_token": "</s>"})");
-  EXPECT_THAT(message_of([&] { Tokenizer::from_directory(directory.path()); }),
-              HasSubstr("tokenizer_config.json: eos_token is '</s>'"));
+  const auto fresh = Tokenizer::from_directory(directory.path());
+  EXPECT_EQ(fresh->eos_id(), 6);
+  EXPECT_EQ(fresh->encode("</s>"), std::vector<int32_t>{6});
+  ASSERT_EQ(fresh->notes().size(), 1u);
+  EXPECT_THAT(fresh->notes()[0], HasSubstr("eos_token is '</s>', which has no id anywhere"));
+  const auto declare = [&](const std::string& list) {
+    directory.write("tokenizer_config.json", "{\"added_tokens_decoder\": " + list + "}");
+    return message_of([&] { Tokenizer::from_directory(directory.path()); });
+  };
+  EXPECT_THAT(
+      declare(R"({"4": {"content": "<x>"}})"),
+      HasSubstr("added_tokens_decoder.4: gives '<x>' the id 4, but the next free one is 6"));
+  EXPECT_THAT(declare(R"({"6": {"content": "<s>"}})"), HasSubstr("but it has 5"));
+  EXPECT_THAT(declare(R"({"x": {"content": "<s>"}})"), HasSubstr("has the id 'x'"));
+  EXPECT_THAT(declare(R"({"6": "<x>"})"), HasSubstr("must be an object"));
+  EXPECT_THAT(declare(R"({"6": {"content": "<x>", "lstrip": 1}})"), HasSubstr("lstrip must be"));
+  EXPECT_THAT(declare("[]"), HasSubstr("must map ids to tokens"));
+  // Other flags of a token that is there count, and so does the config alone.
+  directory.write("special_tokens_map.json", R"({"eos_token": "<s>"})");
+  directory.write("added_tokens.json", R"({"<y>": 6})");
+  EXPECT_EQ(declare(R"({"5": {"content": "<s>", "lstrip": true, "special": true}})"), "(no error)");
+  const auto changed = Tokenizer::from_directory(directory.path());
+  EXPECT_EQ(changed->encode("a  <s>"), (std::vector<int32_t>{0, 5}));
+  EXPECT_EQ(changed->eos_id(), std::nullopt);
+  ASSERT_EQ(changed->notes().size(), 3u);
+  EXPECT_THAT(changed->notes()[0],
+              HasSubstr("special_tokens_map.json: eos_token '<s>' is not read"));
+  EXPECT_THAT(changed->notes()[1], HasSubstr("added_tokens.json: '<y>' is not read"));
+  EXPECT_THAT(changed->notes()[2], HasSubstr("its flags for '<s>'"));
+  std::filesystem::remove(directory.path() / "special_tokens_map.json");
+  std::filesystem::remove(directory.path() / "added_tokens.json");
   directory.write("tokenizer_config.json", "{");
   EXPECT_THAT(message_of([&] { Tokenizer::from_directory(directory.path()); }),
               HasSubstr("tokenizer_config.json: is no valid JSON"));

@@ -1,0 +1,38 @@
+// Tokens that stand beside tokenizer.json give the ids of transformers
+// (tests/golden/tokenizers/make_token_files.py wrote them).
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "tests/trainer/tokenizer/golden.h"
+#include "trainer/tokenizer/tokenizer.h"
+
+namespace lorashard {
+namespace {
+
+using Json = nlohmann::json;
+
+TEST(TokenFiles, AreReadAsTransformersDoes) {
+  const std::string tree = unpack("smollm.json.xz");
+  const Json cases = Json::parse(unpack("token_files.json.xz"));
+  ASSERT_GE(cases.size(), 80u);
+  for (const Json& one : cases) {
+    SCOPED_TRACE(one["files"].dump());
+    TemporaryDirectory directory;
+    directory.write("tokenizer.json", tree);
+    for (const auto& [name, content] : one["files"].items()) directory.write(name, content.dump());
+    const auto tokenizer = Tokenizer::from_directory(directory.path());
+    for (size_t i = 0; i < one["texts"].size(); ++i) {
+      EXPECT_EQ(Json(tokenizer->encode(one["texts"][i].get<std::string>())), one["ids"][i])
+          << one["texts"][i];
+    }
+    const auto id = [](const std::optional<int32_t>& value) {
+      return value ? Json(*value) : Json();
+    };
+    EXPECT_EQ(id(tokenizer->bos_id()), one["bos"]);
+    EXPECT_EQ(id(tokenizer->eos_id()), one["eos"]);
+  }
+}
+
+}  // namespace
+}  // namespace lorashard
