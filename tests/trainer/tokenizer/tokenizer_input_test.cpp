@@ -311,6 +311,50 @@ TEST(TokenizerRegex, ReadsPatternsAsOnigurumaDoes) {
   }
 }
 
+// What the library matches, or refused: quantifiers that PCRE2 reads otherwise.
+TEST(TokenizerRegex, QuantifiersAreReadAsOnigurumaDoes) {
+  const std::pair<const char*, Texts> cases[] = {
+      {"xa{,2}", {"xaa", "xa", "xaa", "xa", "x"}},
+      {"xa{1,2}+", {"xaaaaaaaaa", "xa", "xaa", "xa"}},
+      {"xa{2}{3}", {"xaaaaaa"}},
+      {"xa{2,1}", {"xaa", "xa", "xaa", "xa"}},
+      {"xa?{2}", {"xaa", "xa", "xaa", "xa", "x"}},
+      {"xa*{2}", {"xaaaaaaaaa", "xa", "xaa", "xa", "x"}},
+      {"xa+{2}", {"xaaaaaaaaa", "xaa"}},
+      {"xa{2}*", {"xaaaaaaaa", "x", "xaa", "x", "x"}},
+      {"xa{2}+", {"xaaaaaaaa", "xaa"}},
+      {"xa{1,2}?", {"xa", "xa", "xa", "xa"}},
+      {"xa{0,1}{2}", {"xaa", "xa", "xaa", "xa", "x"}},
+      {"xa??{2}", {"x", "x", "x", "x", "x"}},
+      {"xa+?+", {"xaaaaaaaaa", "xa", "xaa", "xa"}},
+      {"xa?+*", {"xaaaaaaaaa", "xa", "xaa", "xa", "x"}},
+      {"xa{1,2}??", {"xa", "xa", "xa", "xa", "x"}},
+      {"xa{1,2}*?", {"x", "x", "x", "x", "x"}},
+      {"xa**", {"xaaaaaaaaa", "xa", "xaa", "xa", "x"}},
+      {"xa+*", {"xaaaaaaaaa", "xa", "xaa", "xa", "x"}},
+      {"xa?+a", {"xaa", "xaa"}},
+      {"xa++a", {}},
+      {"xa*+a", {}},
+      {"xa{,2}?", {"x", "x", "x", "x", "x"}},
+      {"xa{,2}+", {"xaaaaaaaaa", "xa", "xaa", "xa", "x"}},
+      {"xa{1,}+a", {"xaaaaaaaaa", "xaa"}},
+      {"xa{1,}?", {"xa", "xa", "xa", "xa"}},
+      {"xa{,1}{,2}", {"xaa", "xa", "xaa", "xa", "x"}},
+      {"x(?:a{2}){,2}", {"xaaaa", "x", "xaa", "x", "x"}},
+  };
+  std::string refused;
+  for (const auto& [pattern, expected] : cases) {
+    try {
+      EXPECT_EQ(matches(pattern, "yxaaaaaaaaay xab xaaz xaz xz"), expected) << pattern;
+    } catch (const Error&) {
+      refused += std::string(pattern) + " ";
+    }
+  }
+  EXPECT_EQ(refused,
+            "xa{2}{3} xa{2,1} xa?{2} xa*{2} xa+{2} xa{2}* xa{0,1}{2} xa??{2} xa+?+ xa?+* "
+            "xa{1,2}?? xa{1,2}*? xa** xa+* xa{,1}{,2} ");
+}
+
 TEST(TokenizerUnicode, KeepsTheVersionsOfTheLibrary) {
   EXPECT_EQ(normalize(NormalForm::kNfc, "e\u0301\u212b"), "\u00e9\u00c5");
   EXPECT_EQ(normalize(NormalForm::kNfkc, "\ufb01\u00bd"), "fi1\u20442");
