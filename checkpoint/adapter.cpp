@@ -20,7 +20,7 @@ constexpr const char* kWeightsFile = "adapter_model.safetensors";
 constexpr const char* kPrefix = "base_model.model.";  // PEFT's wrapping of the model
 constexpr const char* kDigestKey = "lorashard_base_digest";
 
-// PEFT's get_pattern_key: re.match(rf"(.*\.)?({key})$", module), the first pattern decides.
+// The first pattern that matches decides.
 template <class T>
 class PatternTable {
  public:
@@ -28,7 +28,7 @@ class PatternTable {
   PatternTable(const Patterns& patterns, T otherwise, const std::string& where)
       : otherwise_(otherwise) {
     for (const auto& [key, value] : patterns)
-      table_.emplace_back(Pattern("(.*\\.)?(" + key + ")$", where), value);
+      table_.emplace_back(module_pattern(key, where), value);
   }
   T of(const std::string& module) const {
     for (const auto& [pattern, value] : table_)
@@ -47,22 +47,48 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return text + ")";
 }
 
-// "q_proj" of module X and 'A' for base_model.model.X.lora_A.weight; some tools leave the adapter's
-// name in: lora_A.default.weight.
+// Module "model.layers.0.self_attn.q_proj" and 'A' of "PREFIX" + module + ".lora_A.weight"; some
+// tools leave the adapter's name in: lora_A.default.weight.
 struct FactorName {
-  std::string module;
+  std::string prefix, module;
   char factor;
 };
 std::optional<FactorName> parse_factor_name(const std::string& tensor) {
-  if (!tensor.starts_with(kPrefix)) return std::nullopt;
-  const std::string rest = tensor.substr(std::strlen(kPrefix));
   for (const char factor : {'A', 'B'})
     for (const char* end : {".weight", ".default.weight"}) {
       const std::string suffix = std::string(".lora_") + factor + end;
-      if (rest.ends_with(suffix))
-        return FactorName{rest.substr(0, rest.size() - suffix.size()), factor};
+      if (!tensor.ends_with(suffix)) continue;
+      const std::string body = tensor.substr(0, tensor.size() - suffix.size());
+      // What stands before the model's own names; without one of them, PEFT's prefix alone is
+      // known.
+      size_t begin = 0;
+      for (const std::string root : {"model.layers.", "layers."})
+        if (const size_t at = ("." + body).rfind("." + root); at != std::string::npos) {
+          begin = at;
+          break;
+        }
+      if (begin == 0 && body.starts_with(kPrefix)) begin = std::strlen(kPrefix);
+      return FactorName{body.substr(0, begin), body.substr(begin), factor};
     }
   return std::nullopt;
+}
+
+// The tensor has another prefix than PEFT writes.
+[[noreturn]] void fail_prefix(const std::string& where, const FactorName& name) {
+  // "base_model.model.layers.0": an adapter for the model without its head.
+  const bool headless = !name.module.starts_with("model.");
+  const std::string found =
+      name.prefix.empty() ? "carries no prefix" : "carries the prefix \"" + name.prefix + "\"";
+  fail_input(where, found + " before \"" + name.module.substr(0, name.module.find("layers.") + 7) +
+                        "\"; \"" + kPrefix + "model.layers.\" is expected" +
+                        (headless && name.prefix + name.module != name.module
+                             ? ", the names that PEFT gives an adapter of the model with its head"
+                             : "") +
+                        ": rename the tensors, or save the adapter again with save_pretrained of "
+                        "the PEFT model" +
+                        (name.prefix.find("_orig_mod.") != std::string::npos
+                             ? " as it is before torch.compile"
+                             : ""));
 }
 
 std::string factor_name(const std::string& module, char factor) {
@@ -79,6 +105,8 @@ void collect_factors(const SafetensorsFile& file, const std::string& path, Facto
       fail_input(path + ": " + t.name,
                  "is no LoRA factor of a linear layer (base_model.model.MODULE.lora_A.weight or "
                  "lora_B.weight was expected); nothing else is supported");
+    if (name->prefix != kPrefix || name->module.starts_with("layers."))
+      fail_prefix(path + ": " + t.name, *name);
     if (t.dtype != DType::F32 && t.dtype != DType::BF16 && t.dtype != DType::F16)
       fail_input(path + ": " + t.name, "is stored as " + std::string(name_of(t.dtype)) +
                                            "; F32, BF16 or F16 is expected");
@@ -125,9 +153,8 @@ SafetensorsFile open_weights(const fs::path& dir) {
   return SafetensorsFile::open(dir / kWeightsFile);
 }
 
-// The configuration under which PEFT gives each module the rank and alpha that it has here. Only
-// where the patterns do not say so already (PEFT tries them in the order of its file, ours are
-// sorted) are they replaced by whole module names.
+// The configuration under which PEFT gives each module the rank and alpha that it has here: where
+// the patterns do not say so already they are replaced by whole module names.
 AdapterConfig settle_patterns(const Adapter& adapter) {
   AdapterConfig c = adapter.config;
   const PatternTable<int64_t> ranks(c.rank_pattern, c.rank, "rank_pattern");
@@ -139,8 +166,8 @@ AdapterConfig settle_patterns(const Adapter& adapter) {
   c.rank_pattern.clear();
   c.alpha_pattern.clear();
   for (const AdapterModule& m : adapter.modules) {
-    if (m.rank != c.rank) c.rank_pattern[m.name] = m.rank;
-    if (m.alpha != c.alpha) c.alpha_pattern[m.name] = m.alpha;
+    if (m.rank != c.rank) c.rank_pattern.emplace_back(m.name, m.rank);
+    if (m.alpha != c.alpha) c.alpha_pattern.emplace_back(m.name, m.alpha);
   }
   return c;
 }
@@ -176,9 +203,9 @@ Adapter read_adapter(const fs::path& dir, const std::vector<LinearModule>& modul
   if (const auto it = file.metadata().find(kDigestKey); it != file.metadata().end())
     adapter.config.base_digest = it->second;
 
-  const PatternTable<int64_t> ranks(peft.rank_pattern, peft.config.rank,
+  const PatternTable<int64_t> ranks(peft.config.rank_pattern, peft.config.rank,
                                     config_path + ": rank_pattern");
-  const PatternTable<double> alphas(peft.alpha_pattern, peft.config.alpha,
+  const PatternTable<double> alphas(peft.config.alpha_pattern, peft.config.alpha,
                                     config_path + ": alpha_pattern");
   for (const LinearModule& m : match_peft_targets(peft, modules, config_path)) {
     AdapterModule module{.name = m.name,
@@ -217,8 +244,17 @@ Adapter read_adapter(const fs::path& dir, const std::vector<LinearModule>& modul
     adapter.config.exclude_modules.clear();
     adapter.config.exclude_regex = false;
   }
-  adapter.config = settle_patterns(adapter);
   return adapter;
+}
+
+std::vector<LinearModule> modules_with_factors(const Adapter& adapter,
+                                               const std::vector<LinearModule>& modules) {
+  std::set<std::string> names;
+  for (const AdapterModule& m : adapter.modules) names.insert(m.name);
+  std::vector<LinearModule> found;
+  for (const LinearModule& m : modules)
+    if (names.count(m.name)) found.push_back(m);
+  return found;
 }
 
 std::map<std::string, std::string> write_adapter(const fs::path& dir, const Adapter& adapter) {

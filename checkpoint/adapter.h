@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "checkpoint/file_io.h"
@@ -21,10 +22,10 @@ struct AdapterConfig {
   std::vector<std::string> exclude_modules;
   bool exclude_regex = false;  // PEFT: exclude_modules is a single string
   bool use_rslora = false;     // scale alpha / sqrt(r)
-  // Regular expressions that match the end of a module's name, from a dot on. The first match in
-  // the order of the map decides.
-  std::map<std::string, int64_t> rank_pattern;
-  std::map<std::string, double> alpha_pattern;
+  // Regular expressions that match the end of a module's name, from a dot on. The first that
+  // matches decides.
+  std::vector<std::pair<std::string, int64_t>> rank_pattern;
+  std::vector<std::pair<std::string, double>> alpha_pattern;
   std::string base_model;   // base_model_name_or_path
   std::string base_digest;  // ours: metadata "lorashard_base_digest" of adapter_model.safetensors,
                             // where PEFT does not look; empty in adapters made elsewhere
@@ -60,6 +61,10 @@ struct Adapter {
 // "FILE: TENSOR: what".
 Adapter read_adapter(const fs::path& dir, const std::vector<LinearModule>& modules);
 
+// Those of `modules` that the adapter has factors for.
+std::vector<LinearModule> modules_with_factors(const Adapter& adapter,
+                                               const std::vector<LinearModule>& modules);
+
 // Writes adapter_config.json and adapter_model.safetensors (fp32) into the existing directory
 // `dir`, as PEFT reads them. "all-linear" is written as the names that it stood for. Returns file
 // name -> SHA-256.
@@ -67,13 +72,29 @@ std::map<std::string, std::string> write_adapter(const fs::path& dir, const Adap
 
 // The modules that PEFT would adapt, in the order of `modules`: `targets` are names or dotted
 // suffixes, or one regex (Python's syntax) that must match the whole name, or "all-linear" alone.
-// `excluded` likewise (without "all-linear"). `where` names the setting in errors (status 2): no
-// match; a target that names or matches something that is not a linear layer of a block, such as
-// lm_head, embed_tokens or a norm; a broken regex.
+// `excluded` likewise (without "all-linear"). `others` are the model's modules that LoRA here does
+// not adapt (other_modules()); PEFT refuses them too, but for embedding and head. `where` names the
+// setting in errors (status 2): no match; a target that matches one of `others`; a broken regex.
 std::vector<LinearModule> match_targets(const std::vector<LinearModule>& modules,
                                         const std::vector<std::string>& targets, bool regex,
                                         const std::vector<std::string>& excluded,
-                                        const std::string& where, bool exclude_regex = false);
+                                        const std::string& where, bool exclude_regex = false,
+                                        const std::vector<std::string>& others = {});
+
+// What in `config` has no effect, a line each: an entry of target_modules or exclude_modules that
+// names no module of the model, a key of rank_pattern or alpha_pattern that decides for none of
+// `chosen`.
+std::vector<std::string> idle_selectors(const AdapterConfig& config,
+                                        const std::vector<LinearModule>& modules,
+                                        const std::vector<std::string>& others,
+                                        const std::vector<LinearModule>& chosen);
+
+// Writes target_modules as the names of the modules `chosen` of `modules`, by which any version of
+// PEFT finds these and no others: the last part of a name where all modules of that name are
+// chosen, else the whole name; exclude_modules becomes empty. A list that says this already stays
+// as it is.
+void name_targets(AdapterConfig& config, const std::vector<LinearModule>& modules,
+                  const std::vector<LinearModule>& chosen);
 
 // The modules that the factors in DIR/adapter_model.safetensors belong to, with the sizes that they
 // have: stands in for the base where there is none. Layer and split are not filled in.

@@ -77,6 +77,9 @@ ModelConfig parse_model_config(const std::string& json_text, const std::string& 
 std::vector<TensorSpec> model_tensors(const ModelConfig& config);
 // Every adaptable linear layer, in layer order q k v o gate up down.
 std::vector<LinearModule> linear_modules(const ModelConfig& config);
+// The names of all other modules that transformers makes for the architecture (named_modules()):
+// containers, norms, activations, rotary embedding, embedding and head.
+std::vector<std::string> other_modules(const ModelConfig& config);
 
 // The part of a tensor that tensor-parallel rank `rank` of `ranks` holds.
 struct TensorPart {

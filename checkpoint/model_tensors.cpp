@@ -62,6 +62,22 @@ std::vector<LinearModule> linear_modules(const ModelConfig& c) {
   return modules;
 }
 
+std::vector<std::string> other_modules(const ModelConfig& c) {
+  std::vector<std::string> names = {"model", "model.embed_tokens", "model.layers"};
+  for (int64_t i = 0; i < c.layers; ++i) {
+    const std::string layer = "model.layers." + std::to_string(i);
+    names.push_back(layer);
+    for (const char* name :
+         {".self_attn", ".mlp", ".mlp.act_fn", ".input_layernorm", ".post_attention_layernorm"})
+      names.push_back(layer + name);
+    if (c.qk_norm)
+      for (const char* name : {".self_attn.q_norm", ".self_attn.k_norm"})
+        names.push_back(layer + name);
+  }
+  for (const char* name : {"model.norm", "model.rotary_emb", "lm_head"}) names.push_back(name);
+  return names;
+}
+
 TensorPart tensor_part(const ModelConfig& c, Split split, int64_t rows, int64_t cols, int rank,
                        int ranks) {
   const HeadSplit heads = split_heads(c.heads, c.kv_heads, rank, ranks);

@@ -3,6 +3,7 @@
 
 #include <pcre2.h>
 
+#include "checkpoint/python_regex.h"
 #include "configs/error.h"
 
 namespace lorashard {
@@ -20,6 +21,7 @@ using MatchData = std::unique_ptr<pcre2_match_data, decltype(&pcre2_match_data_f
 
 Pattern::Pattern(const std::string& expression, const std::string& where)
     : expression_(expression), where_(where) {
+  refuse_unlike_python(expression, where);
   int error = 0;
   PCRE2_SIZE offset = 0;
   pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(expression.data()),

@@ -1,4 +1,4 @@
-// Regular expressions in Python's syntax, as PEFT's settings use them.
+// Regular expressions as Python's re reads them, which is how PEFT's settings use them.
 #pragma once
 
 #include <memory>
@@ -9,8 +9,8 @@ namespace lorashard {
 
 class Pattern {
  public:
-  // `where` names the setting in errors (status 2): a broken expression, or one that takes too many
-  // steps on a name.
+  // `where` names the setting in errors (status 2): no regular expression, or one that Python's re
+  // would refuse or read otherwise (checkpoint/python_regex.h); too many steps on a name.
   Pattern(const std::string& expression, const std::string& where);
 
   // Python's re.fullmatch: the whole of `text` matches.
@@ -25,5 +25,10 @@ class Pattern {
   std::string expression_, where_;
   std::shared_ptr<void> code_;
 };
+
+// A key of rank_pattern or alpha_pattern, to be asked by matches_start: PEFT's get_pattern_key.
+inline Pattern module_pattern(const std::string& key, const std::string& where) {
+  return Pattern("(.*\\.)?(" + key + ")$", where);
+}
 
 }  // namespace lorashard

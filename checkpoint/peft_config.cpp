@@ -122,13 +122,6 @@ void check_kind(Settings& s) {
                "(PEFT: save_pretrained with path_initial_model_for_weight_conversion)");
 }
 
-template <class T>
-Json pattern_object(const std::map<std::string, T>& patterns) {
-  Json object = Json::object();
-  for (const auto& [pattern, value] : patterns) object[pattern] = value;
-  return object;
-}
-
 // A whole number is written as such: PEFT declares alpha as int, and so do its readers.
 Json plain_number(double value) {
   if (value == std::floor(value) && std::fabs(value) < 1e15) return int64_t(value);
@@ -158,12 +151,10 @@ PeftConfig parse_peft_config(const std::string& text, const std::string& source)
   if (c.target_modules.empty())
     s.fail("target_modules", "is missing or empty; the names of the adapted modules were expected");
   c.exclude_modules = s.names("exclude_modules", c.exclude_regex);
-  peft.rank_pattern = s.patterns<int64_t>(
+  c.rank_pattern = s.patterns<int64_t>(
       "rank_pattern", [&](const std::string& key, const Json& v) { return s.positive(key, v); });
-  peft.alpha_pattern = s.patterns<double>(
+  c.alpha_pattern = s.patterns<double>(
       "alpha_pattern", [&](const std::string& key, const Json& v) { return s.number(key, v); });
-  c.rank_pattern = {peft.rank_pattern.begin(), peft.rank_pattern.end()};
-  c.alpha_pattern = {peft.alpha_pattern.begin(), peft.alpha_pattern.end()};
 
   if (const Json* layers = s.find("layers_to_transform")) {
     for (const Json& layer : layers->is_array() ? *layers : Json::array({*layers})) {
@@ -185,8 +176,8 @@ PeftConfig parse_peft_config(const std::string& text, const std::string& source)
 }
 
 std::string format_peft_config(const AdapterConfig& c) {
-  Json json = Json::object();  // keys sorted, as PEFT writes them
-  json["alpha_pattern"] = Json::object();
+  Json json = Json::object();              // keys sorted, as PEFT writes them
+  json["alpha_pattern"] = Json::object();  // the order of patterns counts
   for (const auto& [pattern, alpha] : c.alpha_pattern)
     json["alpha_pattern"][pattern] = plain_number(alpha);
   json["auto_mapping"] = nullptr;
@@ -206,7 +197,8 @@ std::string format_peft_config(const AdapterConfig& c) {
   json["modules_to_save"] = nullptr;
   json["peft_type"] = "LORA";
   json["r"] = c.rank;
-  json["rank_pattern"] = pattern_object(c.rank_pattern);
+  json["rank_pattern"] = Json::object();
+  for (const auto& [pattern, rank] : c.rank_pattern) json["rank_pattern"][pattern] = rank;
   json["revision"] = nullptr;
   json["target_modules"] = c.target_regex ? Json(c.target_modules.front()) : Json(c.target_modules);
   json["task_type"] = "CAUSAL_LM";
@@ -218,10 +210,11 @@ std::string format_peft_config(const AdapterConfig& c) {
 
 std::vector<LinearModule> match_peft_targets(const PeftConfig& peft,
                                              const std::vector<LinearModule>& modules,
-                                             const std::string& where) {
+                                             const std::string& where,
+                                             const std::vector<std::string>& others) {
   const AdapterConfig& c = peft.config;
-  std::vector<LinearModule> chosen = match_targets(modules, c.target_modules, c.target_regex,
-                                                   c.exclude_modules, where, c.exclude_regex);
+  std::vector<LinearModule> chosen = match_targets(
+      modules, c.target_modules, c.target_regex, c.exclude_modules, where, c.exclude_regex, others);
   if (peft.layers_to_transform.empty()) return chosen;
   // PEFT's order of rules: a whole name counts whatever its layer; else the first number behind
   // (one of) the patterns is the layer.

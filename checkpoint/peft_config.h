@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "checkpoint/adapter.h"
@@ -12,9 +11,6 @@ namespace lorashard {
 
 struct PeftConfig {
   AdapterConfig config;  // base_digest stays empty
-  // The patterns in the order of the file, which is the order in which PEFT tries them.
-  std::vector<std::pair<std::string, int64_t>> rank_pattern;
-  std::vector<std::pair<std::string, double>> alpha_pattern;
   // Only these layers; empty means all. layers_pattern names what stands before the layer's number.
   std::vector<int64_t> layers_to_transform;
   std::vector<std::string> layers_pattern;
@@ -31,6 +27,7 @@ std::string format_peft_config(const AdapterConfig& config);
 // The modules that the settings choose, as match_targets, narrowed to layers_to_transform.
 std::vector<LinearModule> match_peft_targets(const PeftConfig& peft,
                                              const std::vector<LinearModule>& modules,
-                                             const std::string& where);
+                                             const std::string& where,
+                                             const std::vector<std::string>& others = {});
 
 }  // namespace lorashard

@@ -1,7 +1,6 @@
 // target_modules as PEFT matches them (peft/tuners/tuners_utils.py, check_target_module_exists).
 #include <algorithm>
 #include <optional>
-#include <set>
 
 #include "checkpoint/adapter.h"
 #include "checkpoint/pattern.h"
@@ -17,9 +16,9 @@ bool names_module(const std::string& target, const std::string& module) {
 // A list of names or suffixes, or one expression for whole names.
 class Matcher {
  public:
-  Matcher(const std::vector<std::string>& names, bool regex, const std::string& where)
-      : names_(names) {
-    if (regex && !names.empty()) pattern_.emplace(names[0], where);
+  Matcher(std::vector<std::string> names, bool regex, const std::string& where)
+      : names_(std::move(names)) {
+    if (regex && !names_.empty()) pattern_.emplace(names_[0], where);
   }
   bool matches(const std::string& module) const {
     if (pattern_) return pattern_->matches_whole(module);
@@ -28,28 +27,9 @@ class Matcher {
   }
 
  private:
-  const std::vector<std::string>& names_;
+  std::vector<std::string> names_;
   std::optional<Pattern> pattern_;
 };
-
-// Modules that exist around the linear layers and that LoRA here does not adapt: PEFT would refuse
-// them, or add factors to the embedding or the head.
-std::vector<std::string> other_modules(const std::vector<LinearModule>& modules) {
-  std::set<std::string> names = {"lm_head"};
-  for (const LinearModule& m : modules) {
-    names.insert(m.name.substr(0, m.name.find('.')) + ".embed_tokens");
-    names.insert(m.name.substr(0, m.name.find('.')) + ".norm");
-    names.insert(m.name.substr(0, m.name.find('.')) + ".rotary_emb");
-    for (size_t dot = m.name.find('.'); dot != std::string::npos; dot = m.name.find('.', dot + 1)) {
-      const std::string prefix = m.name.substr(0, dot);
-      names.insert(prefix);
-      if (!std::isdigit(static_cast<unsigned char>(prefix.back()))) continue;
-      for (const char* norm : {".input_layernorm", ".post_attention_layernorm"})
-        names.insert(prefix + norm);
-    }
-  }
-  return {names.begin(), names.end()};
-}
 
 std::string join(const std::vector<std::string>& names) {
   std::string text;
@@ -57,18 +37,23 @@ std::string join(const std::vector<std::string>& names) {
   return text;
 }
 
+std::string last_part(const std::string& name) { return name.substr(name.rfind('.') + 1); }
+
 std::string suffixes(const std::vector<LinearModule>& modules) {
   std::vector<std::string> last;
   for (const LinearModule& m : modules) {
-    const std::string s = m.name.substr(m.name.rfind('.') + 1);
+    const std::string s = last_part(m.name);
     if (std::find(last.begin(), last.end(), s) == last.end()) last.push_back(s);
   }
   return join(last);
 }
 
-std::string lower(std::string s) {
-  for (char& c : s) c = char(std::tolower(static_cast<unsigned char>(c)));
-  return s;
+// No module has this name, so that a list of it alone can mean nothing else.
+bool is_all_linear(const std::vector<std::string>& targets) {
+  if (targets.size() != 1) return false;
+  std::string name = targets[0];
+  for (char& c : name) c = char(std::tolower(static_cast<unsigned char>(c)));
+  return name == "all-linear";
 }
 
 }  // namespace
@@ -76,7 +61,8 @@ std::string lower(std::string s) {
 std::vector<LinearModule> match_targets(const std::vector<LinearModule>& modules,
                                         const std::vector<std::string>& targets, bool regex,
                                         const std::vector<std::string>& excluded,
-                                        const std::string& where, bool exclude_regex) {
+                                        const std::string& where, bool exclude_regex,
+                                        const std::vector<std::string>& others) {
   if (targets.empty())
     fail_input(where, "target_modules is empty; name at least one of " + suffixes(modules) +
                           ", or \"all-linear\"");
@@ -95,25 +81,16 @@ std::vector<LinearModule> match_targets(const std::vector<LinearModule>& modules
     }
   };
 
-  // No module has this name, so that a list of it alone can mean nothing else.
-  if (targets.size() == 1 && lower(targets[0]) == "all-linear") {
+  if (is_all_linear(targets)) {
     choose([](const std::string&) { return true; });
   } else {
     const Matcher target(targets, regex, where);
     choose([&](const std::string& name) { return target.matches(name); });
-    for (const std::string& other : other_modules(modules))
+    for (const std::string& other : others)
       if (target.matches(other) && !exclude.matches(other))
         fail_input(where, "target_modules " + join(targets) + " names " + other +
                               ", where LoRA is not supported; the linear layers are " +
                               suffixes(modules));
-    if (!regex)
-      for (const std::string& t : targets)
-        for (const char* norm : {"q_norm", "k_norm"})
-          if (names_module(norm, t))
-            fail_input(where, "target_modules names " + t +
-                                  ", where LoRA is not supported; the "
-                                  "linear layers are " +
-                                  suffixes(modules));
   }
   if (chosen.empty() && any_excluded)
     fail_input(where, "exclude_modules " + join(excluded) + " leaves no module of target_modules " +
@@ -125,6 +102,83 @@ std::vector<LinearModule> match_targets(const std::vector<LinearModule>& modules
                                  : "") +
                           "; the model has " + suffixes(modules));
   return chosen;
+}
+
+std::vector<std::string> idle_selectors(const AdapterConfig& config,
+                                        const std::vector<LinearModule>& modules,
+                                        const std::vector<std::string>& others,
+                                        const std::vector<LinearModule>& chosen) {
+  std::vector<std::string> notes;
+  const auto look_for = [&](const char* setting, const std::vector<std::string>& entries,
+                            bool regex) {
+    for (const std::string& entry : entries) {
+      const Matcher matcher({entry}, regex, setting);
+      const bool hit = std::any_of(modules.begin(), modules.end(),
+                                   [&](const auto& m) { return matcher.matches(m.name); }) ||
+                       std::any_of(others.begin(), others.end(),
+                                   [&](const auto& name) { return matcher.matches(name); });
+      if (!hit)
+        notes.push_back(std::string(setting) + " \"" + entry +
+                        "\" matches no module of the model and has no effect; the linear layers "
+                        "are " +
+                        suffixes(modules));
+    }
+  };
+  if (!is_all_linear(config.target_modules))
+    look_for("target_modules", config.target_modules, config.target_regex);
+  look_for("exclude_modules", config.exclude_modules, config.exclude_regex);
+
+  const auto look_for_keys = [&](const char* setting, const auto& patterns) {
+    std::vector<bool> decided(chosen.size(), false);
+    for (const auto& [key, value] : patterns) {
+      const Pattern pattern = module_pattern(key, setting);
+      bool matches = false, decides = false;
+      for (size_t i = 0; i < chosen.size(); ++i) {
+        if (!pattern.matches_start(chosen[i].name)) continue;
+        matches = true;
+        decides = decides || !decided[i];
+        decided[i] = true;
+      }
+      if (decides) continue;
+      notes.push_back(std::string(setting) + " \"" + key + "\" " +
+                      (matches ? "has no effect: an earlier key matches each of its modules first"
+                               : "matches none of the adapted modules and has no effect"));
+    }
+  };
+  look_for_keys("rank_pattern", config.rank_pattern);
+  look_for_keys("alpha_pattern", config.alpha_pattern);
+  return notes;
+}
+
+void name_targets(AdapterConfig& config, const std::vector<LinearModule>& modules,
+                  const std::vector<LinearModule>& chosen) {
+  const auto says_so = [&] {
+    if (config.target_regex || is_all_linear(config.target_modules)) return false;
+    for (const std::string& target : config.target_modules)
+      if (std::none_of(modules.begin(), modules.end(),
+                       [&](const auto& m) { return names_module(target, m.name); }))
+        return false;
+    const Matcher target(config.target_modules, false, "");
+    return std::count_if(modules.begin(), modules.end(), [&](const auto& m) {
+             return target.matches(m.name);
+           }) == std::ptrdiff_t(chosen.size());
+  };
+  if (!says_so()) {
+    const auto count = [](const std::vector<LinearModule>& list, const std::string& last) {
+      return std::count_if(list.begin(), list.end(),
+                           [&](const auto& m) { return last_part(m.name) == last; });
+    };
+    std::vector<std::string> names;
+    for (const LinearModule& m : chosen) {
+      const std::string last = last_part(m.name);
+      const std::string name = count(chosen, last) == count(modules, last) ? last : m.name;
+      if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+    }
+    config.target_modules = std::move(names);
+    config.target_regex = false;
+  }
+  config.exclude_modules.clear();
+  config.exclude_regex = false;
 }
 
 }  // namespace lorashard

@@ -71,6 +71,24 @@ class Checker {
   std::vector<std::string> problems_;
 };
 
+constexpr const char* kRegexCharacters = "*+?()[]{}|^$\\";
+
+// In a list of several every entry is a name: what can be none would be ignored.
+void check_module_list(Checker& c, const std::string& setting,
+                       const pb::RepeatedPtrField<std::string>& modules) {
+  for (int i = 0; i < modules.size(); ++i) {
+    const std::string path = setting + "[" + std::to_string(i) + "]";
+    c.present(path, modules[i], "a module name");
+    if (modules.size() == 1) continue;
+    if (modules[i].find_first_of(kRegexCharacters) != std::string::npos)
+      c.problem(path, "is \"" + modules[i] +
+                          "\", which is no module's name; a regular expression stands alone, such "
+                          "as \".*\\\\.(q|v)_proj\"");
+    if (modules[i] == "all-linear")
+      c.problem(path, "is \"all-linear\", which stands alone and not beside names");
+  }
+}
+
 void check(const Config& config, ConfigUse use) {
   const RunConfig& run = config.run;
   Checker c(config);
@@ -98,16 +116,12 @@ void check(const Config& config, ConfigUse use) {
   c.real("lora.alpha", lora.alpha(), lora.alpha() > 0, positive);
   c.real("lora.dropout", lora.dropout(), lora.dropout() >= 0 && lora.dropout() < 1,
          "at least 0 and below 1");
-  for (const auto& [key, rank] : lora.rank_pattern())
-    c.integer("lora.rank_pattern." + key, rank, 1, 65536);
-  for (const auto& [key, alpha] : lora.alpha_pattern())
-    c.real("lora.alpha_pattern." + key, alpha, alpha > 0, positive);
-  for (int i = 0; i < lora.target_modules_size(); ++i)
-    c.present("lora.target_modules[" + std::to_string(i) + "]", lora.target_modules(i),
-              "a module name");
-  for (int i = 0; i < lora.exclude_modules_size(); ++i)
-    c.present("lora.exclude_modules[" + std::to_string(i) + "]", lora.exclude_modules(i),
-              "a module name");
+  for (const auto& p : lora.rank_pattern())
+    c.integer("lora.rank_pattern." + p.key(), p.value(), 1, 65536);
+  for (const auto& p : lora.alpha_pattern())
+    c.real("lora.alpha_pattern." + p.key(), p.value(), p.value() > 0, positive);
+  check_module_list(c, "lora.target_modules", lora.target_modules());
+  check_module_list(c, "lora.exclude_modules", lora.exclude_modules());
 
   const auto& opt = run.optimizer();
   const char* not_negative = "a finite number, at least 0";
@@ -244,7 +258,7 @@ std::string to_textproto(const RunConfig& run) {
 }
 
 bool is_module_regex(const pb::RepeatedPtrField<std::string>& modules) {
-  return modules.size() == 1 && modules[0].find_first_of("*+?()[]{}|^$\\") != std::string::npos;
+  return modules.size() == 1 && modules[0].find_first_of(kRegexCharacters) != std::string::npos;
 }
 
 }  // namespace lorashard

@@ -36,8 +36,8 @@ struct Config {
 //   lora.rank=16                  train.seed=7         schedule.kind=COSINE
 //   output.dir=runs/a             strings need no quotes; in quotes, text-format escapes hold
 //   lora.target_modules=q_proj,v_proj   or ["q_proj", "v_proj"]; empty: none
-//   lora.rank_pattern.q_proj=4    one entry of a map; lora.rank_pattern=q_proj:4,k_proj:2 replaces
-//                                 the map
+//   lora.rank_pattern.q_proj=4    one entry, in its place if the file has the key, else the last;
+//                                 lora.rank_pattern=q_proj:4,k_proj:2 replaces all, in this order
 // It replaces what the file says. A list may be overridden several times: the first replaces the
 // file's, further ones add to it. Overriding any other setting twice is an error, as in the file.
 Config load_config(const std::string& path, const std::vector<std::string>& overrides = {},

@@ -78,20 +78,40 @@ void set_list(pb::Message& block, const pb::FieldDescriptor& field, const std::s
   }
 }
 
-void set_map_entry(pb::Message& block, const pb::FieldDescriptor& field, const std::string& key,
-                   const std::string& value, const std::string& where) {
+// Sets the value of `key`, in its place if the list has it, else behind the others: what comes
+// first decides.
+void set_pattern(pb::Message& block, const pb::FieldDescriptor& field, const std::string& key,
+                 const std::string& value, const std::string& where) {
   const pb::Reflection& reflection = *block.GetReflection();
-  const pb::FieldDescriptor& key_field = *field.message_type()->map_key();
-  for (int i = reflection.FieldSize(block, &field) - 1; i >= 0; --i) {
-    const pb::Message& entry = reflection.GetRepeatedMessage(block, &field, i);
-    if (entry.GetReflection()->GetString(entry, &key_field) != key) continue;
-    reflection.SwapElements(&block, &field, i, reflection.FieldSize(block, &field) - 1);
-    reflection.RemoveLast(&block, &field);
+  const pb::FieldDescriptor& key_field = *field.message_type()->FindFieldByName("key");
+  const pb::FieldDescriptor& value_field = *field.message_type()->FindFieldByName("value");
+  pb::Message* entry = nullptr;
+  for (int i = 0; i < reflection.FieldSize(block, &field); ++i) {
+    pb::Message* const at = reflection.MutableRepeatedMessage(&block, &field, i);
+    if (at->GetReflection()->GetString(*at, &key_field) == key) entry = at;
   }
-  pb::Message& entry = *reflection.AddMessage(&block, &field);
-  entry.GetReflection()->SetString(&entry, &key_field, key);
-  const pb::FieldDescriptor& value_field = *field.message_type()->map_value();
-  if (!set_value(entry, value_field, value)) fail_input(where, wrong_value(value_field, value));
+  if (!entry) {
+    entry = reflection.AddMessage(&block, &field);
+    entry->GetReflection()->SetString(entry, &key_field, key);
+  }
+  entry->GetReflection()->ClearField(entry, &value_field);
+  if (!set_value(*entry, value_field, value)) fail_input(where, wrong_value(value_field, value));
+}
+
+// "KEY:VALUE,KEY:VALUE" into the empty list.
+void set_patterns(pb::Message& block, const pb::FieldDescriptor& field, const std::string& value,
+                  const std::string& where) {
+  if (value.empty()) return;
+  std::set<std::string> keys;
+  for (const std::string& part : split(value, ',')) {
+    const size_t colon = part.rfind(':');
+    const std::string key = colon == std::string::npos ? "" : trim(part.substr(0, colon));
+    if (key.empty())
+      fail_input(where, "\"" + part + "\" is no entry, expected KEY:VALUE,KEY:VALUE");
+    if (!keys.insert(key).second)
+      fail_input(where, "has the key \"" + key + "\" a second time, expected each key once");
+    set_pattern(block, field, key, part.substr(colon + 1), where);
+  }
 }
 
 void forget(Config& config, const std::string& path) {
@@ -130,30 +150,25 @@ void apply_overrides(const std::vector<std::string>& overrides, Config& config) 
     const pb::FieldDescriptor* field = block_type.FindFieldByName(name);
     if (!field) fail_input(where, unknown_setting(block_type, name));
     const std::string field_path = block_path + "." + name;
-    if (name.size() + dot + 1 < path.size() && (!field->is_map() || key.empty()))
-      fail_input(where, field_path + (field->is_map() ? " needs a key after the dot"
-                                                      : " has no settings inside, expected " +
-                                                            field_path + "=value"));
+    const bool patterns = is_pattern_list(*field);
+    if (name.size() + dot + 1 < path.size() && (!patterns || key.empty()))
+      fail_input(where, field_path + (patterns ? " needs a key after the dot"
+                                               : " has no settings inside, expected " + field_path +
+                                                     "=value"));
     const bool first = done.insert(path).second;
-    if (!first && (!field->is_repeated() || field->is_map()))
+    if (!first && (!field->is_repeated() || patterns))
       fail_input(where, "set a second time, expected each setting once");
 
     pb::Message& block = *config.run.GetReflection()->MutableMessage(&config.run, block_field);
     if (!key.empty()) {
-      set_map_entry(block, *field, key, value, where);
+      set_pattern(block, *field, key, value, where);
     } else {
       if (first) {
         block.GetReflection()->ClearField(&block, field);
         forget(config, field_path);
       }
-      if (field->is_map()) {
-        for (const std::string& part :
-             value.empty() ? std::vector<std::string>{} : split(value, ',')) {
-          const size_t colon = part.rfind(':');
-          if (colon == std::string::npos || colon == 0)
-            fail_input(where, "\"" + part + "\" is no entry, expected KEY:VALUE,KEY:VALUE");
-          set_map_entry(block, *field, trim(part.substr(0, colon)), part.substr(colon + 1), where);
-        }
+      if (patterns) {
+        set_patterns(block, *field, value, where);
       } else if (field->is_repeated()) {
         set_list(block, *field, value, where);
       } else if (!set_value(block, *field, value)) {

@@ -16,6 +16,8 @@ namespace {
 
 namespace pb = google::protobuf;
 
+constexpr const char* kEntry = "{ key: \"q_proj\" value: 2 }";
+
 // Edits (insert, delete, replace, swap of neighbours) between two names.
 size_t edit_distance(const std::string& a, const std::string& b) {
   std::vector<std::vector<size_t>> d(a.size() + 1, std::vector<size_t>(b.size() + 1));
@@ -205,15 +207,16 @@ void record_locations(const pb::Message& message, const pb::TextFormat::ParseInf
     }
     config.locations[path] = text.where(tree.GetLocation(f, 0));
     std::set<std::string> keys;
-    // Maps are still in the order and number of the text: nothing has used them as maps yet.
     for (int i = 0; i < reflection.FieldSize(message, f); ++i) {
       const std::string where = text.where(tree.GetLocation(f, i));
-      if (!f->is_map()) {
+      if (!is_pattern_list(*f)) {
         config.locations[path + "[" + std::to_string(i) + "]"] = where;
         continue;
       }
       const pb::Message& entry = reflection.GetRepeatedMessage(message, f, i);
-      const std::string key = entry.GetReflection()->GetString(entry, f->message_type()->map_key());
+      const std::string key =
+          entry.GetReflection()->GetString(entry, f->message_type()->FindFieldByName("key"));
+      if (key.empty()) problems.push_back(where + ": " + path + " has no key, expected " + kEntry);
       config.locations[path + "." + key] = where;
       if (!keys.insert(key).second)
         problems.push_back(where + ": " + path + " has the key \"" + key +
@@ -223,6 +226,12 @@ void record_locations(const pb::Message& message, const pb::TextFormat::ParseInf
 }
 
 }  // namespace
+
+bool is_pattern_list(const pb::FieldDescriptor& field) {
+  return field.is_repeated() && field.message_type() &&
+         field.message_type()->FindFieldByName("key") &&
+         field.message_type()->FindFieldByName("value");
+}
 
 void throw_problems(const std::vector<std::string>& problems) {
   if (problems.empty()) return;

@@ -23,6 +23,9 @@ void apply_overrides(const std::vector<std::string>& overrides, Config& config);
 // block that has such a setting, or the names that `block` knows.
 std::string unknown_setting(const google::protobuf::Descriptor& block, const std::string& name);
 
+// Whether `field` is a list of key and value in which each key stands once, such as rank_pattern.
+bool is_pattern_list(const google::protobuf::FieldDescriptor& field);
+
 // "is "COSIN", expected CONSTANT, LINEAR or COSINE": what is right for the type of `field`.
 std::string wrong_value(const google::protobuf::FieldDescriptor& field, const std::string& value);
 

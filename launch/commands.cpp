@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <cctype>
 #include <charconv>
 #include <cmath>
 #include <fstream>
@@ -19,24 +20,24 @@
 namespace lorashard {
 
 uint64_t parse_size(const std::string& text, const std::string& where) {
-  uint64_t number = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  const std::string unit(end, text.data() + text.size());
-  static const std::pair<const char*, uint64_t> kUnits[] = {{"", 1},
-                                                            {"B", 1},
-                                                            {"KB", 1'000},
-                                                            {"MB", 1'000'000},
-                                                            {"GB", 1'000'000'000},
-                                                            {"TB", 1'000'000'000'000},
-                                                            {"KiB", 1 << 10},
-                                                            {"MiB", 1 << 20},
-                                                            {"GiB", 1 << 30}};
+  static const std::pair<const char*, double> kUnits[] = {
+      {"", 1},      {"B", 1},        {"KB", 1e3},     {"MB", 1e6},     {"GB", 1e9},
+      {"TB", 1e12}, {"KIB", 0x1p10}, {"MIB", 0x1p20}, {"GIB", 0x1p30}, {"TIB", 0x1p40}};
+  const char* const last = text.data() + text.size();
+  double number = 0;
+  const auto [end, error] = std::from_chars(text.data(), last, number, std::chars_format::fixed);
+  std::string unit(end, last);
+  for (char& c : unit) c = char(std::toupper(static_cast<unsigned char>(c)));
   for (const auto& [name, factor] : kUnits) {
-    if (error == std::errc{} && unit == name && number > 0) return number * factor;
+    if (error != std::errc{} || unit != name) continue;
+    const double bytes = number * factor;
+    if (bytes >= 1 && bytes < 0x1p63) return uint64_t(bytes);
+    fail_input(where, "'" + text + "' is " + (bytes < 1 ? "less than a byte" : "too large") +
+                          "; give a size such as 5GB");
   }
   fail_input(where, "'" + text +
-                        "' is no size; give a number with KB, MB, GB, KiB, MiB or GiB, for "
-                        "example 5GB");
+                        "' is no size; give a number with B, KB, MB, GB, TB, KiB, MiB, GiB or TiB, "
+                        "for example 5GB or 1.5GiB");
 }
 
 int shard_command(const ShardOptions& options, const Ranks& ranks) {
@@ -66,11 +67,15 @@ int export_command(const ExportCommandOptions& options, const Ranks& ranks) {
   if (options.dtype == "fp16") o.dtype = DType::F16;
   if (options.dtype == "fp32") o.dtype = DType::F32;
   const auto base = BaseModel::open(options.model);
-  const Adapter adapter = read_adapter(options.adapter, linear_modules(base->config()));
+  const std::vector<LinearModule> modules = linear_modules(base->config());
+  Adapter adapter = read_adapter(options.adapter, modules);
   o.base_digest = base->digest(ranks.world);
   check_adapter_base(adapter, options.adapter, o.base_digest);
+  for (const std::string& note : adapter_base_notes(adapter, options.adapter, *base))
+    fmt::print(stderr, "note: {}\n", note);
   Console console(true);
   if (options.format == "peft") {
+    name_targets(adapter.config, modules, modules_with_factors(adapter, modules));
     export_peft(adapter, options.out);
     console.line("adapter written to " + options.out);
     return 0;

@@ -111,10 +111,18 @@ RunConfig resolved_config(const RunConfig& run, const LoraPlan& plan) {
   lora.set_rank(plan.config.rank);
   lora.set_alpha(plan.config.alpha);
   lora.set_use_rslora(plan.config.use_rslora);
-  const auto& ranks = plan.config.rank_pattern;
-  const auto& alphas = plan.config.alpha_pattern;
-  *lora.mutable_rank_pattern() = {ranks.begin(), ranks.end()};
-  *lora.mutable_alpha_pattern() = {alphas.begin(), alphas.end()};
+  lora.clear_rank_pattern();
+  lora.clear_alpha_pattern();
+  for (const auto& [key, rank] : plan.config.rank_pattern) {
+    auto& pattern = *lora.add_rank_pattern();
+    pattern.set_key(key);
+    pattern.set_value(rank);
+  }
+  for (const auto& [key, alpha] : plan.config.alpha_pattern) {
+    auto& pattern = *lora.add_alpha_pattern();
+    pattern.set_key(key);
+    pattern.set_value(alpha);
+  }
   return resolved;
 }
 

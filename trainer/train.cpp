@@ -265,6 +265,7 @@ void Trainer::make_factors() {
     if (first_) lock_ = open_run_folder(config_, options_.resume);
   });
   if (lock_ && !lock_->note().empty()) console_.line("note: " + lock_->note());
+  for (const std::string& note : plan_.notes) console_.line("note: " + note);
   factors_.emplace(stream_, base_->config(), plan_.modules, plan_.config, mesh_.tp_rank,
                    mesh_.tp_size, step_tail_floats(world_.size()));
 }

@@ -20,6 +20,7 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::EndsWith;
 using ::testing::HasSubstr;
+using ::testing::Pair;
 using ::testing::StartsWith;
 namespace fs = std::filesystem;
 
@@ -124,7 +125,7 @@ TEST_F(ConfigTest, PrintedConfigurationReadsBackTheSame) {
   EXPECT_THAT(text, HasSubstr("threads: 0\n")) << "defaults are printed too";
   const RunConfig again = load(text).run;
   EXPECT_TRUE(google::protobuf::util::MessageDifferencer::Equals(run, again));
-  EXPECT_EQ(again.lora().rank_pattern().at("a"), 2);
+  EXPECT_EQ(again.lora().rank_pattern(0).value(), 2);
 }
 
 TEST_F(ConfigTest, ExamplesLoad) {
@@ -264,6 +265,38 @@ TEST_F(ConfigTest, WhatThisVersionLacksIsRefusedByName) {
     EXPECT_THAT(error(kLeast, {bad}), HasSubstr("which this version does not support")) << bad;
 }
 
+// Key and value of each entry, in order.
+template <class Patterns>
+std::vector<std::pair<std::string, double>> patterns(const Patterns& list) {
+  std::vector<std::pair<std::string, double>> found;
+  for (const auto& p : list) found.emplace_back(p.key(), double(p.value()));
+  return found;
+}
+
+TEST_F(ConfigTest, PatternsKeepTheOrderInWhichTheyAreWritten) {
+  const std::string file =
+      "lora { rank_pattern { key: \"z\" value: 1 } rank_pattern { key: \"a\" value: 2 } "
+      "rank_pattern { key: \"m.n\" value: 3 } }";
+  const auto ranks = [&](const std::vector<std::string>& overrides) {
+    return patterns(load_more(file, overrides).run.lora().rank_pattern());
+  };
+  EXPECT_THAT(ranks({}), ElementsAre(Pair("z", 1), Pair("a", 2), Pair("m.n", 3)));
+  EXPECT_THAT(ranks({"lora.rank_pattern.z=9", "lora.rank_pattern.b=4"}),
+              ElementsAre(Pair("z", 9), Pair("a", 2), Pair("m.n", 3), Pair("b", 4)));
+  EXPECT_THAT(ranks({"lora.rank_pattern=q:4,b:3,q.c:2"}),
+              ElementsAre(Pair("q", 4), Pair("b", 3), Pair("q.c", 2)));
+  const std::string printed = to_textproto(load_more(file).run);
+  EXPECT_THAT(patterns(load(printed).run.lora().rank_pattern()),
+              ElementsAre(Pair("z", 1), Pair("a", 2), Pair("m.n", 3)));
+  EXPECT_THAT(error(kLeast, {"lora.rank_pattern=a:1,b:2,a:3"}), HasSubstr("\"a\" a second time"));
+  EXPECT_THAT(error(kLeast, {"lora.rank_pattern=:1"}), HasSubstr("KEY:VALUE"));
+  EXPECT_THAT(error_more("lora { rank_pattern { value: 1 } }"),
+              StartsWith("F:4:8: lora.rank_pattern has no key"));
+  EXPECT_THAT(error_more("lora { rank_pattern { key: \"a\" } }"),
+              StartsWith("F:4:8: lora.rank_pattern.a is 0"));
+  EXPECT_THAT(error_more("lora { rank_pattern { key: \"a\" walue: 1 } }"), HasSubstr("\"walue\""));
+}
+
 TEST_F(ConfigTest, OverridesReplaceTheFile) {
   const RunConfig run =
       load_more(
@@ -282,10 +315,9 @@ TEST_F(ConfigTest, OverridesReplaceTheFile) {
   EXPECT_EQ(run.output().dir(), "runs/a=b");
   EXPECT_EQ(run.data().train(), "x\ty") << "escapes hold in quotes";
   EXPECT_EQ(run.model().path(), "C:\\new") << "and not outside them";
-  EXPECT_EQ(run.lora().rank_pattern_size(), 2);
-  EXPECT_EQ(run.lora().rank_pattern().at("a"), 1);
-  EXPECT_EQ(run.lora().rank_pattern().at("b.c"), 7);
-  EXPECT_EQ(run.lora().alpha_pattern().at("k_proj"), 2.5);
+  EXPECT_THAT(patterns(run.lora().rank_pattern()), ElementsAre(Pair("a", 1), Pair("b.c", 7)));
+  EXPECT_THAT(patterns(run.lora().alpha_pattern()),
+              ElementsAre(Pair("q_proj", 4), Pair("k_proj", 2.5)));
 }
 
 TEST_F(ConfigTest, ListsAndMapsAsOverrides) {

@@ -97,7 +97,7 @@ TEST(ChangedSettings, AreNamedRecordedAndEveryConfigurationKept) {
   EXPECT_THAT(second, HasSubstr("learning_rate: 0.001"));
 
   run.resume(changes);
-  EXPECT_THAT(run.told, Not(HasSubstr("note:"))) << "they are the run's own by now";
+  EXPECT_THAT(run.told, Not(HasSubstr("from step"))) << "they are the run's own by now";
   EXPECT_EQ(read_text(run.out / "config.textproto"), second);
   EXPECT_THAT(run.manifest(9).change(),
               ElementsAre("step 3: lora.dropout 0.25 -> 0",
