@@ -153,23 +153,37 @@ void check_tensor(const std::string& file, const TensorSpec& spec, DType dtype,
 }
 
 std::vector<std::string> find_companions(const std::string& path) {
-  static const char* const weight_endings[] = {".safetensors", ".bin",        ".pt",   ".pth",
-                                               ".ckpt",        ".index.json", ".h5",   ".msgpack",
-                                               ".gguf",        ".onnx",       ".ggml", ".npz"};
+  const auto is_weight_file = [](std::string_view name) {
+    static const char* const endings[] = {".safetensors", ".bin",     ".pt",   ".pth",
+                                          ".ckpt",        ".h5",      ".gguf", ".onnx",
+                                          ".ggml",        ".msgpack", ".npz",  ".index.json"};
+    return std::any_of(std::begin(endings), std::end(endings),
+                       [&](std::string_view ending) { return name.ends_with(ending); });
+  };
   std::vector<std::string> files;
-  for (const auto& entry : fs::directory_iterator(path)) {
-    const std::string name = entry.path().filename().string();
-    std::error_code ec;
-    if (!entry.is_regular_file(ec) || name.front() == '.' || name == "config.json" ||
-        name == kManifestName)
-      continue;
-    const bool weights = std::any_of(
-        std::begin(weight_endings), std::end(weight_endings), [&](std::string_view ending) {
-          return name.size() >= ending.size() &&
-                 name.compare(name.size() - ending.size(), ending.size(), ending) == 0;
-        });
-    if (!weights) files.push_back(entry.path().string());
-  }
+  // The files of one folder and of those in it; nothing where a subfolder has weights.
+  const auto collect = [&](const auto& self, const fs::path& below) -> bool {
+    const size_t before = files.size();
+    for (const auto& entry : fs::directory_iterator(path / below)) {
+      const std::string name = entry.path().filename().string();
+      const fs::path file = below / name;
+      std::error_code ec;
+      if (name.front() == '.') continue;
+      if (entry.is_directory(ec)) {
+        const size_t kept = files.size();
+        if (!entry.is_symlink(ec) && !self(self, file)) files.resize(kept);
+      } else if (is_weight_file(name)) {
+        if (below.empty()) continue;
+        files.resize(before);
+        return false;
+      } else if (entry.is_regular_file(ec) &&
+                 !(below.empty() && (name == "config.json" || name == kManifestName))) {
+        files.push_back(file.string());
+      }
+    }
+    return true;
+  };
+  collect(collect, {});
   std::sort(files.begin(), files.end());
   return files;
 }

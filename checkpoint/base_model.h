@@ -62,8 +62,9 @@ class BaseModel {
   // views stay valid and fault the pages in again.
   void release(const std::string& name) const;
 
-  // Companion files to carry along on export (tokenizer, generation config, licence, …): full
-  // paths. Everything but weights and config.json.
+  // Companion files to carry along on export (tokenizer, chat templates, generation config,
+  // licence, …): names below path(), those in subfolders too. Everything but config.json, weights,
+  // subfolders that hold weights (the model in another form) and what is hidden.
   std::vector<std::string> companion_files() const;
 
   // The logical base digest: hex SHA-256 over each tensor's name, dtype, shape and bytes; the same

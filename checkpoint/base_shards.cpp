@@ -82,21 +82,23 @@ FileDigest write_part(const BaseModel& base, const fs::path& dir, int rank, int 
   return digest;
 }
 
-FileDigest write_companion(const std::string& text, const fs::path& path) {
-  OutputFile out(path);
+FileDigest write_companion(const std::string& text, const fs::path& dir, const std::string& name) {
+  fs::create_directories((dir / name).parent_path());
+  OutputFile out(dir / name);
   out.write(text);
   out.close();
   FileDigest digest;
-  digest.set_name(path.filename().string());
+  digest.set_name(name);
   digest.set_bytes(text.size());
   digest.set_sha256(out.sha256());
   return digest;
 }
 
 void make_read_only(const fs::path& dir) {
-  for (const auto& entry : fs::directory_iterator(dir))
-    fs::permissions(entry.path(),
-                    fs::perms::owner_read | fs::perms::group_read | fs::perms::others_read);
+  for (const auto& entry : fs::recursive_directory_iterator(dir))
+    if (!entry.is_directory())
+      fs::permissions(entry.path(),
+                      fs::perms::owner_read | fs::perms::group_read | fs::perms::others_read);
 }
 
 // All parts into `dir`, shared out over the ranks; every rank returns all digests. Collective.
@@ -193,7 +195,9 @@ void check_inventory(const fs::path& dir, const BaseShardManifest& manifest) {
   std::set<std::string> listed{kManifestName};
   for (const FileDigest& f : manifest.file()) {
     const fs::path name(f.name());
-    if (!name.has_filename() || name != name.filename() || !listed.insert(f.name()).second)
+    const bool below = name.has_filename() && name.is_relative() &&
+                       name.lexically_normal() == name && *name.begin() != "..";
+    if (!below || !listed.insert(f.name()).second)
       fail_input((dir / kManifestName).string(),
                  "lists the file " + printable(f.name()) + ", which is repeated or no plain name");
     std::error_code ec;
@@ -204,8 +208,8 @@ void check_inventory(const fs::path& dir, const BaseShardManifest& manifest) {
       fail_input((dir / name).string(), "is damaged: it has " + std::to_string(bytes) +
                                             " bytes and should have " + std::to_string(f.bytes()));
   }
-  for (const auto& entry : fs::directory_iterator(dir))
-    if (!listed.count(entry.path().filename().string()))
+  for (const auto& entry : fs::recursive_directory_iterator(dir))
+    if (!entry.is_directory() && !listed.count(fs::relative(entry.path(), dir).string()))
       fail_input(entry.path().string(), std::string("is not listed in ") + kManifestName +
                                             "; a base shard set is immutable, move the file away");
 }
@@ -321,13 +325,13 @@ void write_base_shards(const BaseModel& base, int ranks, const std::string& out,
         shared = true;
         share_directory(dir.string());
         std::vector<FileDigest> files = write_parts(base, ranks, dir, world);
-        files.push_back(write_companion(base.config_text(), dir / "config.json"));
+        files.push_back(write_companion(base.config_text(), dir, "config.json"));
         for (const std::string& file : base.companion_files())
-          files.push_back(write_companion(read_text(file), dir / fs::path(file).filename()));
+          files.push_back(write_companion(read_text(fs::path(base.path()) / file), dir, file));
         std::string text;
         google::protobuf::TextFormat::PrintToString(make_manifest(base, ranks, digests, files),
                                                     &text);
-        write_companion(text, dir / kManifestName);
+        write_companion(text, dir, kManifestName);
         make_read_only(dir);
       });
     } catch (...) {

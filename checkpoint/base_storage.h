@@ -23,7 +23,7 @@ struct BasePiece {
 struct BaseStorage {
   std::vector<SafetensorsFile> files;
   std::map<std::string, std::vector<BasePiece>> pieces;  // by tensor; they tile it
-  std::vector<std::string> companions;                   // full paths
+  std::vector<std::string> companions;                   // names below the base's folder
   std::optional<BaseShardManifest> manifest;             // of a base shard set
 };
 

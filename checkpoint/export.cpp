@@ -1,7 +1,5 @@
 #include "checkpoint/export.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -13,6 +11,7 @@
 
 #include "checkpoint/merge.h"
 #include "checkpoint/safetensors.h"
+#include "checkpoint/temporary_directory.h"
 #include "configs/error.h"
 
 namespace lorashard {
@@ -119,7 +118,7 @@ class Exporter {
     SafetensorsWriter out(path, entries, {{"format", "pt"}}, false);
     {
       BackgroundWriter writer(out);
-      for (const Item& item : shard) write_item(writer, path, item);
+      for (const Item& item : shard) write_item(writer, item);
       writer.finish();
     }
     out.close();
@@ -127,7 +126,7 @@ class Exporter {
   std::vector<MergeError> take_errors() { return std::move(errors_); }
 
  private:
-  void write_item(BackgroundWriter& writer, const fs::path& path, const Item& item) {
+  void write_item(BackgroundWriter& writer, const Item& item) {
     const BaseModel::Tensor& t = *item.tensor;
     const bool copied = !item.module && item.dtype == t.dtype;
     const int64_t row_bytes = t.cols() * size_of(item.dtype);
@@ -148,7 +147,7 @@ class Exporter {
         worst.max_abs = std::max(worst.max_abs, e.max_abs);
         worst.max_magnitude = std::max(worst.max_magnitude, e.max_magnitude);
         if (!std::isfinite(e.max_abs) || !std::isfinite(e.max_magnitude))
-          fail_run(path.parent_path().string() + ": " + t.name,
+          fail_run(base_.path() + ": " + t.name,
                    "holds a value that is not finite as " + std::string(name_of(item.dtype)) +
                        "; export with a wider --dtype, or check the base and the adapter");
         writer.write(block.data(), bytes, nullptr);
@@ -220,6 +219,7 @@ std::string config_with_dtype(const std::string& text, DType dtype) {
 }
 
 void copy_companion(const fs::path& from, const fs::path& to) {
+  fs::create_directories(to.parent_path());
   const MappedFile in(from);
   OutputFile out(to, false);
   for (uint64_t at = 0; at < in.size(); at += kBlockBytes) {
@@ -229,15 +229,6 @@ void copy_companion(const fs::path& from, const fs::path& to) {
   }
   out.close();
 }
-
-// A directory that goes with its owner.
-struct TemporaryDirectory {
-  fs::path path;
-  ~TemporaryDirectory() {
-    std::error_code ec;
-    fs::remove_all(path, ec);
-  }
-};
 
 }  // namespace
 
@@ -256,7 +247,7 @@ std::vector<MergeError> export_merged(const BaseModel& base, const Adapter& adap
         dir / "config.json",
         config_with_dtype(base.config_text(), options.dtype.value_or(base.config().stored_dtype)));
     for (const std::string& file : base.companion_files())
-      copy_companion(file, dir / fs::path(file).filename());
+      copy_companion(fs::path(base.path()) / file, dir / file);
   });
   return exporter.take_errors();
 }
@@ -270,12 +261,10 @@ std::vector<MergeError> export_shards(const BaseModel& base, const Adapter& adap
   if (fs::exists(fs::symlink_status(target, ec)))
     fail_input(out, "exists already; name a directory that does not exist yet");
   // The merged model lies beside `out` until its parts are cut.
-  fs::path beside = target.parent_path() / ".";
-  beside += target.filename();
-  beside += ".merged-" + std::to_string(::getpid());
-  const TemporaryDirectory merged{beside};
-  std::vector<MergeError> errors = export_merged(base, adapter, beside.string(), options);
-  write_base_shards(*BaseModel::open(beside.string()), ranks, out, world);
+  const TemporaryDirectory beside(target);
+  const fs::path merged = beside.path() / "merged";
+  std::vector<MergeError> errors = export_merged(base, adapter, merged.string(), options);
+  write_base_shards(*BaseModel::open(merged.string()), ranks, out, world);
   return errors;
 }
 

@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "checkpoint/temporary_directory.h"
 #include "configs/error.h"
 
 namespace lorashard {
@@ -65,20 +66,9 @@ fs::path parent_of(const fs::path& path) {
   return path.has_parent_path() ? path.parent_path() : fs::path(".");
 }
 
-// A name beside `path` that no other process or thread uses.
-fs::path temporary_beside(const fs::path& path) {
-  static std::atomic<unsigned> counter{0};
-  std::string name = ".";
-  name.append(path.filename().string()).append(".tmp-").append(std::to_string(::getpid()));
-  return parent_of(path) / name.append("-").append(std::to_string(counter++));
-}
-
-// Calls fill on a new directory beside `target` and syncs what it wrote; returns the directory.
-// Nothing remains if fill throws, and its errors name `target`.
-fs::path fill_temporary(const fs::path& target, const std::function<void(const fs::path&)>& fill) {
-  const fs::path temporary = temporary_beside(target);
-  if (::mkdir(temporary.c_str(), 0755) != 0)
-    fail_run(target.string(), "cannot be created: " + reason(errno));
+// Calls fill on a new directory beside `target` and syncs what it wrote. Errors name `target`.
+void fill_temporary(const fs::path& temporary, const fs::path& target,
+                    const std::function<void(const fs::path&)>& fill) {
   try {
     fill(temporary);
     std::vector<fs::path> directories{temporary};
@@ -93,15 +83,8 @@ fs::path fill_temporary(const fs::path& target, const std::function<void(const f
     for (auto d = directories.rbegin(); d != directories.rend(); ++d)
       sync_path(*d, O_RDONLY | O_DIRECTORY);
   } catch (const Error& e) {
-    std::error_code ec;
-    fs::remove_all(temporary, ec);
     rethrow_renamed(e, temporary, target);
-  } catch (...) {
-    std::error_code ec;
-    fs::remove_all(temporary, ec);
-    throw;
   }
-  return temporary;
 }
 
 constexpr uint64_t kFaultAround = 64 * 1024;  // Linux maps the cached pages around a fault
@@ -241,6 +224,13 @@ void OutputFile::close() {
   if (hash_) sha256_ = hash_->finish_hex();
 }
 
+fs::path temporary_beside(const fs::path& path) {
+  static std::atomic<unsigned> counter{0};
+  std::string name = ".";
+  name.append(path.filename().string()).append(".tmp-").append(std::to_string(::getpid()));
+  return parent_of(path) / name.append("-").append(std::to_string(counter++));
+}
+
 void write_file_atomic(const fs::path& path, std::string_view text) {
   const fs::path temporary = temporary_beside(path);
   try {
@@ -268,31 +258,28 @@ void create_directory_atomic(const fs::path& path,
   std::error_code ec;
   if (fs::exists(fs::symlink_status(target, ec))) refuse_existing();
   fs::create_directories(parent_of(target), ec);
-  const fs::path temporary = fill_temporary(target, fill);
-  try {
-    // Plain rename would replace an empty directory that appeared meanwhile.
-    if (::renameat2(AT_FDCWD, temporary.c_str(), AT_FDCWD, target.c_str(), RENAME_NOREPLACE) != 0) {
-      if (errno == EEXIST) refuse_existing();
-      if ((errno != EINVAL && errno != ENOSYS) || fs::exists(target) ||
-          ::rename(temporary.c_str(), target.c_str()) != 0)
-        fail_run(target.string(), "cannot be created: " + reason(errno));
-    }
-  } catch (...) {
-    fs::remove_all(temporary, ec);
-    throw;
+  TemporaryDirectory temporary(target);
+  fill_temporary(temporary.path(), target, fill);
+  // Plain rename would replace an empty directory that appeared meanwhile.
+  const fs::path from = temporary.path();
+  if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, target.c_str(), RENAME_NOREPLACE) != 0) {
+    if (errno == EEXIST) refuse_existing();
+    if ((errno != EINVAL && errno != ENOSYS) || fs::exists(target) ||
+        ::rename(from.c_str(), target.c_str()) != 0)
+      fail_run(target.string(), "cannot be created: " + reason(errno));
   }
+  temporary.release();
   sync_path(parent_of(target), O_RDONLY | O_DIRECTORY);
 }
 
 void replace_files(const fs::path& dir, const std::function<void(const fs::path&)>& fill) {
-  const fs::path temporary = fill_temporary(dir, fill);
+  const TemporaryDirectory temporary(dir);
+  fill_temporary(temporary.path(), dir, fill);
   std::error_code ec;
-  for (const auto& entry : fs::directory_iterator(temporary)) {
+  for (const auto& entry : fs::directory_iterator(temporary.path())) {
     fs::rename(entry.path(), dir / entry.path().filename(), ec);
     if (ec) break;
   }
-  std::error_code ignored;
-  fs::remove_all(temporary, ignored);
   if (ec) fail_run(dir.string(), "a file in it cannot be replaced: " + ec.message());
   sync_path(dir, O_RDONLY | O_DIRECTORY);
 }

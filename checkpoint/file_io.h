@@ -95,6 +95,9 @@ class OutputFile {
   std::string sha256_;
 };
 
+// A name beside `path` that no other process or thread uses: ".NAME.tmp-PID-N".
+fs::path temporary_beside(const fs::path& path);
+
 // Writes `path` so that it is either the old or the new file: temporary file, fsync, rename, fsync
 // of the directory.
 void write_file_atomic(const fs::path& path, std::string_view text);

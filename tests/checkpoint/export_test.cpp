@@ -185,6 +185,48 @@ TEST_F(Export, CarriesCompanionsAndTheKeyOfTheType) {
   for (const TensorInfo& t : file.tensors()) EXPECT_EQ(t.dtype, DType::F16);
 }
 
+// Subfolders too, also by way of a shard set; not the model in another form, nor what is hidden.
+TEST_F(Export, CarriesCompanionsOfSubfolders) {
+  fs::copy(golden("adapter/base"), scratch / "base");
+  const std::map<std::string, bool> files{{"additional_chat_templates/tool_use.jinja", true},
+                                          {"a/b/c.txt", true},
+                                          {"original/params.json", false},
+                                          {"original/consolidated.00.pth", false},
+                                          {"a/onnx/model.onnx", false},
+                                          {"a/onnx/config.json", false},
+                                          {".git/HEAD", false},
+                                          {"a/.cache/x", false},
+                                          {"1_Pooling/config.json", true}};
+  for (const auto& [name, carried] : files) {
+    fs::create_directories((scratch / "base" / name).parent_path());
+    spill(scratch / "base" / name, name);
+  }
+  const auto with = BaseModel::open(scratch / "base");
+  const auto world = make_self_communicator();
+  const auto expect_carried = [&](const fs::path& dir) {
+    for (const auto& [name, carried] : files) {
+      SCOPED_TRACE(name);
+      ASSERT_EQ(fs::exists(dir / name), carried);
+      if (carried) {
+        EXPECT_EQ(slurp(dir / name), name);
+      }
+    }
+  };
+  export_merged(*with, adapter, out, {});
+  expect_carried(out);
+  write_base_shards(*with, 2, scratch / "shards", *world);
+  expect_carried(scratch / "shards");
+  const auto shards = BaseModel::open(scratch / "shards");
+  EXPECT_EQ(shards->digest(*world), with->digest(*world));
+  export_merged(*shards, adapter, scratch / "again", {});
+  expect_carried(scratch / "again");
+  spill(scratch / "shards" / "a" / "more", "");
+  EXPECT_ERROR(BaseModel::open(scratch / "shards"), 2, "is not listed");
+  fs::remove(scratch / "shards" / "a" / "more");
+  fs::remove(scratch / "shards" / "a" / "b" / "c.txt");
+  EXPECT_ERROR(BaseModel::open(scratch / "shards"), 2, "a/b/c.txt: is missing");
+}
+
 TEST_F(Export, TiedEmbeddingsStayTied) {
   const auto tied = BaseModel::open(golden("peft/llama_tied_bias/model").string());
   const Adapter a =
@@ -240,7 +282,8 @@ TEST_F(Export, AFullDiskOrAnOverflowLeavesNothing) {
   adapter.modules[2].b[0] = 1e6;
   ExportOptions options;
   options.dtype = DType::F16;
-  EXPECT_ERROR(export_merged(*base, adapter, out, options), 3, adapter.modules[2].name + ".weight");
+  EXPECT_ERROR(export_merged(*base, adapter, out, options), 3,
+               base->path() + ": " + adapter.modules[2].name + ".weight: holds a value");
   EXPECT_EQ(entries(), 0u);
   EXPECT_ERROR(export_merged(*base, adapter, scratch / "file" / "x" / "y",
                              [&] {

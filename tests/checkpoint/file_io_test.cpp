@@ -1,6 +1,8 @@
 #include "checkpoint/file_io.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -133,6 +135,33 @@ TEST(FileIo, DirectoriesAppearWholeOrNotAtAll) {
                             [&](const fs::path&) { fs::create_directory(dir / "late"); });
   });
   EXPECT_EQ(names_in(dir.path()).size(), 3u);
+}
+
+// What a killed process left goes with the next one; what a living one fills stays.
+TEST(FileIo, LeftoversAreRemovedUnlessSomeoneHoldsThem) {
+  const TempDir dir;
+  for (const char* name : {".d.tmp-123-0", ".d.tmp-124-1", ".dd.tmp-123-0", ".d.other"}) {
+    fs::create_directories(dir / name / "inner");
+    std::ofstream(dir / name / "inner" / "f") << "x";
+  }
+  const int held = ::open((dir / ".d.tmp-124-1").c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  ASSERT_EQ(::flock(held, LOCK_EX | LOCK_NB), 0);
+  create_directory_atomic(dir / "d", [&](const fs::path& filled) {
+    EXPECT_FALSE(fs::exists(dir / ".d.tmp-123-0"));
+    // Another job with the same target, at this moment.
+    expect_error(kExitInput, {"exists already"}, [&] {
+      create_directory_atomic(dir / "d", [&](const fs::path&) {
+        EXPECT_TRUE(fs::exists(filled));
+        fs::create_directory(dir / "d");
+      });
+    });
+    fs::remove(dir / "d");
+  });
+  ::close(held);
+  EXPECT_TRUE(fs::exists(dir / ".d.tmp-124-1" / "inner" / "f"));
+  EXPECT_TRUE(fs::exists(dir / ".dd.tmp-123-0"));
+  EXPECT_TRUE(fs::exists(dir / ".d.other"));
+  EXPECT_EQ(names_in(dir.path()).size(), 4u);
 }
 
 TEST(FileIo, ReadOnlyPlacesAreNamed) {
