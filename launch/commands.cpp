@@ -71,9 +71,9 @@ int export_command(const ExportCommandOptions& options, const Ranks& ranks) {
   Adapter adapter = read_adapter(options.adapter, modules);
   o.base_digest = base->digest(ranks.world);
   check_adapter_base(adapter, options.adapter, o.base_digest);
-  for (const std::string& note : adapter_base_notes(adapter, options.adapter, *base))
-    fmt::print(stderr, "note: {}\n", note);
   Console console(true);
+  tell_notes(console, base->notes());
+  tell_notes(console, adapter_base_notes(adapter, options.adapter, *base));
   if (options.format == "peft") {
     name_targets(adapter.config, modules, modules_with_factors(adapter, modules));
     export_peft(adapter, options.out);

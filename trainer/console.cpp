@@ -44,6 +44,11 @@ void Console::progress(int64_t done, int64_t total, const std::string& text) {
   bar_shown_ = true;
 }
 
+void tell_notes(const Console& console, const std::vector<std::string>& notes) {
+  if (!console.enabled()) return;
+  for (const std::string& note : notes) std::fprintf(stderr, "note: %s\n", note.c_str());
+}
+
 LongWork::LongWork(Console& console, const std::string& text, std::chrono::milliseconds patience) {
   if (!console.enabled()) return;
   waiting_ = std::thread([this, &console, text, patience] {

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <vector>
 
 namespace lorashard {
 
@@ -26,6 +27,9 @@ class Console {
   void clear_bar();
   bool enabled_, terminal_, bar_shown_ = false;
 };
+
+// Notes on stderr, where stdout is for results; on the rank that prints.
+void tell_notes(const Console& console, const std::vector<std::string>& notes);
 
 // Work that may take long: once it has taken `patience`, one line says so, and end() how long it
 // took. Nothing else may be printed meanwhile.

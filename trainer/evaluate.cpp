@@ -97,10 +97,8 @@ int evaluate(const Config& config, const std::string& adapter_dir, const Ranks& 
                                .max_tokens = run.train().micro_batch_size() * run.data().seq_len(),
                                .max_positions = run.data().seq_len()});
   });
-  if (adapter && console.enabled()) {
-    for (const std::string& note : adapter_base_notes(*adapter, adapter_dir, *base))
-      fmt::print(stderr, "note: {}\n", note);
-  }
+  tell_notes(console, base->notes());
+  if (adapter) tell_notes(console, adapter_base_notes(*adapter, adapter_dir, *base));
   const EvalSum sum =
       evaluate_loss(*model, data, run.data().eval(), run.train().micro_batch_size(), mesh);
   console.line(fmt::format("loss {:.6f} perplexity {:.4f} tokens {} sequences {}", sum.mean(),

@@ -177,10 +177,11 @@ int generate(const GenerateOptions& options, const Ranks& ranks) {
   }
   // On stderr: stdout has the text alone.
   if (console.enabled() && built_with_cuda()) fmt::print(stderr, "backend {}\n", device.reason);
-  for (size_t i = 0; i < adapters.size() && console.enabled(); ++i) {
-    if (!adapters[i]) continue;
-    for (const std::string& note : adapter_base_notes(*adapters[i], options.adapters[i], *base))
-      fmt::print(stderr, "note: {}\n", note);
+  tell_notes(console, base->notes());
+  tell_notes(console, tokenizer->notes());
+  for (size_t i = 0; i < adapters.size(); ++i) {
+    if (adapters[i])
+      tell_notes(console, adapter_base_notes(*adapters[i], options.adapters[i], *base));
   }
   const Mesh mesh = make_mesh(world, world.size());
   const ModelConfig& config = base->config();
