@@ -77,6 +77,11 @@ class Scanner {
       refuse(begin,
              "an escape that Python's regular expressions do not have or that is not "
              "supported here");
+    const auto hex = [&](size_t ahead) {
+      return std::isxdigit(static_cast<unsigned char>(peek(ahead))) != 0;
+    };
+    if (c == 'x' && !(hex(0) && hex(1)))
+      refuse(begin, "which Python reads only with two hexadecimal digits behind it");
   }
 
   // The opening bracket is taken; a bracket that closes is a member where it comes first.
@@ -119,7 +124,8 @@ class Scanner {
     const bool any = flags > at_;
     at_ = std::min(flags + 1, text_.size());
     if (any && end == ':') return;
-    if (any && end == ')') {
+    const bool off = text_.substr(begin, flags - begin).find('-') != text_.npos;
+    if (any && end == ')' && !off) {
       if (begin == 0) return;
       refuse(begin, "flags that are not at the start, which Python refuses");
     }

@@ -140,7 +140,8 @@ TEST(FileIo, DirectoriesAppearWholeOrNotAtAll) {
 // What a killed process left goes with the next one; what a living one fills stays.
 TEST(FileIo, LeftoversAreRemovedUnlessSomeoneHoldsThem) {
   const TempDir dir;
-  for (const char* name : {".d.tmp-123-0", ".d.tmp-124-1", ".dd.tmp-123-0", ".d.other"}) {
+  for (const char* name :
+       {".d.tmp-123-0", ".d.tmp-124-1", ".dd.tmp-123-0", ".d.tmp-backup", ".d.tmp-12-"}) {
     fs::create_directories(dir / name / "inner");
     std::ofstream(dir / name / "inner" / "f") << "x";
   }
@@ -160,8 +161,8 @@ TEST(FileIo, LeftoversAreRemovedUnlessSomeoneHoldsThem) {
   ::close(held);
   EXPECT_TRUE(fs::exists(dir / ".d.tmp-124-1" / "inner" / "f"));
   EXPECT_TRUE(fs::exists(dir / ".dd.tmp-123-0"));
-  EXPECT_TRUE(fs::exists(dir / ".d.other"));
-  EXPECT_EQ(names_in(dir.path()).size(), 4u);
+  EXPECT_TRUE(fs::exists(dir / ".d.tmp-backup"));
+  EXPECT_EQ(names_in(dir.path()).size(), 5u);
 }
 
 TEST(FileIo, ReadOnlyPlacesAreNamed) {

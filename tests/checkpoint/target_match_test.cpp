@@ -115,6 +115,8 @@ TEST(TargetMatch, RegexUnlikePythonsIsRefused) {
   refused(R"(.*q_proj{1}{1})", R"(holds "{1}" (character 12), a quantifier of a quantifier)");
   refused(R"(.*q_proj??*)", R"(holds "*")");
   refused(R"(.*\.\Qq_proj\E)", R"(holds "\Q" (character 5), an escape)");
+  refused(R"(.*\x{71}_proj)", R"(holds "\x")");
+  refused(R"((?-i).*q_proj)", "a group that Python");
   refused(R"(.*\hq_proj)", R"(holds "\h")");
   refused(R"(.*\Kq_proj)", R"(holds "\K")");
   refused(R"([\R].*q_proj)", R"(holds "\R")");
