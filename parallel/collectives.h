@@ -34,6 +34,8 @@ class Communicator {
   int size() const { return size_; }
   // A number that the ranks of this rank's host share with none of another host.
   virtual int host() const { return 0; }
+  // This rank's number in the whole job.
+  virtual int world_rank() const { return rank_; }
   // This rank for messages: "rank 3 on host node2", by its rank in the whole job.
   virtual std::string place() const { return "rank " + std::to_string(rank_); }
 

@@ -70,8 +70,9 @@ class MpiCommunicator final : public Communicator {
     return std::make_unique<MpiCommunicator>(part, std::move(shared), id);
   }
 
-  int host() const override { return hosts().first_rank[size_t(rank_of(MPI_COMM_WORLD))]; }
-  std::string place() const override { return hosts().place(rank_of(MPI_COMM_WORLD)); }
+  int world_rank() const override { return rank_of(MPI_COMM_WORLD); }
+  int host() const override { return hosts().first_rank[size_t(world_rank())]; }
+  std::string place() const override { return hosts().place(world_rank()); }
 
   bool sums_in_shared_memory() const { return shared_ && shared_->is_open(); }
 

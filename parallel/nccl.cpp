@@ -7,8 +7,11 @@
 #include <array>
 #include <atomic>
 #include <exception>
+#include <functional>
+#include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -16,6 +19,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/pinned_ring.h"
 #include "parallel/agree.h"
+#include "parallel/liveness.h"
 
 namespace lorashard {
 namespace {
@@ -45,6 +49,7 @@ ncclDataType_t nccl_type(DType t) {
 struct Member {
   ncclComm_t comm = nullptr;
   int rank = 0, size = 1;
+  WaitGroup* group = nullptr;
   std::string where() const {
     return "NCCL rank " + std::to_string(rank) + " of " + std::to_string(size);
   }
@@ -57,10 +62,12 @@ class Device {
   explicit Device(Stream& stream) : compute_(selected(stream)) {
     LORASHARD_CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
     compute_.watch = [this] { watch(); };
+    compute_.watched = [this] { waiting_.reset(); };
     compute_.abandon = [this] { abort(); };
   }
   ~Device() {
     compute_.watch = nullptr;
+    compute_.watched = nullptr;
     compute_.abandon = nullptr;
     cudaStreamDestroy(stream_);
   }
@@ -68,7 +75,7 @@ class Device {
   Device& operator=(const Device&) = delete;
 
   // Joins the ranks that hold `id`. Throws Error.
-  Member* join(const ncclUniqueId& id, int rank, int size);
+  Member* join(const ncclUniqueId& id, int rank, int size, WaitGroup& group);
   void leave(Member* member);
 
   SumTicket begin(const Member& member, Matrix x, const char* label);
@@ -92,11 +99,14 @@ class Device {
   struct Sum {
     cuda::Event before, after;
     std::string label, where;
+    WaitGroup* group = nullptr;
     Clock::time_point begun;
   };
   Sum& slot(SumTicket sum) { return sums_[size_t(sum % kSlots)]; }
 
   void watch();
+  // While the host waits for the device, this rank waits for peers where a sum has begun on it.
+  void note_wait(const Sum* oldest);
   // Aborts, and throws the Error that names the oldest sum under way.
   [[noreturn]] void fail(const Member& member, const char* call, ncclResult_t result,
                          const std::string& label);
@@ -110,6 +120,8 @@ class Device {
   std::array<Sum, kSlots> sums_;
   SumTicket last_ = 0;
   SumTicket done_ = 0;  // sums up to this one are known to be done
+  std::optional<PeerWait> waiting_;
+  SumTicket waiting_for_ = 0;
   std::vector<std::unique_ptr<Member>> members_;
   bool aborted_ = false;
 };
@@ -150,9 +162,9 @@ void Device::settle(const Member& member, const char* call, ncclResult_t result,
   if (result != ncclSuccess) fail(member, call, result, label);
 }
 
-Member* Device::join(const ncclUniqueId& id, int rank, int size) {
+Member* Device::join(const ncclUniqueId& id, int rank, int size, WaitGroup& group) {
   LORASHARD_CUDA_CHECK(cudaSetDevice(compute_.device));
-  members_.push_back(std::make_unique<Member>(Member{nullptr, rank, size}));
+  members_.push_back(std::make_unique<Member>(Member{nullptr, rank, size, &group}));
   Member& member = *members_.back();
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
@@ -196,6 +208,7 @@ SumTicket Device::begin(const Member& member, Matrix x, const char* label) {
   Sum& sum = slot(ticket);
   sum.label = label;
   sum.where = member.where();
+  sum.group = member.group;
   sum.begun = Clock::now();
   sum.before.record(compute_.compute);
   sum.before.order(stream_);
@@ -216,9 +229,21 @@ Device::Sum* Device::oldest() {
   return nullptr;
 }
 
+void Device::note_wait(const Sum* oldest) {
+  // A sum behind kernels of this rank's own waits for nobody.
+  if (!oldest || !oldest->before.passed()) return waiting_.reset();
+  const SumTicket ticket = done_ + 1;
+  if (waiting_ && waiting_for_ == ticket) return;
+  waiting_.reset();
+  waiting_for_ = ticket;
+  oldest->group->calls = uint64_t(done_);  // the wait counts itself
+  waiting_.emplace(*oldest->group, "ncclAllReduce", oldest->label.c_str());
+}
+
 void Device::watch() {
   if (aborted_) return;
   Sum* const sum = oldest();
+  note_wait(sum);
   for (const auto& member : members_) {
     ncclResult_t result = ncclSuccess;
     if (const ncclResult_t asked = ncclCommGetAsyncError(member->comm, &result);
@@ -252,7 +277,13 @@ class NcclCommunicator final : public Communicator {
         fail_run("NCCL rank 0", "ncclGetUniqueId failed: " + text(result));
     });
     host_.broadcast(&id, sizeof id, 0, "nccl_id");
-    run_agreed(host_, [&] { member_ = device_->join(id, rank(), size()); });
+    std::vector<int> members(static_cast<size_t>(size()));
+    const int mine = host_.world_rank();
+    host_.all_gather(&mine, members.data(), sizeof mine, "nccl_ranks");
+    // The id is random, the same on its members and no other group's.
+    const uint64_t group = std::hash<std::string_view>{}({id.internal, sizeof id.internal});
+    WaitGroup& waits = make_wait_group(group | 1, std::move(members));
+    run_agreed(host_, [&] { member_ = device_->join(id, rank(), size(), waits); });
   }
   ~NcclCommunicator() override {
     if (member_) device_->leave(member_);
@@ -264,6 +295,7 @@ class NcclCommunicator final : public Communicator {
     return std::make_unique<NcclCommunicator>(host, std::move(part), device_);
   }
 
+  int world_rank() const override { return host_.world_rank(); }
   int host() const override { return host_.host(); }
   std::string place() const override { return host_.place(); }
 

@@ -26,9 +26,10 @@ struct CudaStream {
   // cuBLASLt's handle, workspace and chosen algorithms; made with the stream.
   std::shared_ptr<cuda::MatmulPlans> matmul;
   // Set while collectives run beside the stream (parallel/nccl.cpp). `watch` is called again and
-  // again while the host waits for the device, and throws if a collective failed; `abandon` ends
-  // collectives whose peers will never come, so that what waits for them on the device ends too.
-  std::function<void()> watch;
+  // again while the host waits for the device, and throws if a collective failed; `watched` when
+  // such a wait has ended, and does not throw; `abandon` ends collectives whose peers will never
+  // come, so that what waits for them on the device ends too.
+  std::function<void()> watch, watched;
   std::function<void()> abandon;
   // Whatever attention.cpp keeps per stream (cuDNN's handle and plans); made at its first use.
   std::shared_ptr<void> attention;

@@ -87,6 +87,10 @@ constexpr auto kBusy = std::chrono::milliseconds(2);
 template <class Query>
 void wait_watching(CudaStream& stream, const char* call, Query query) {
   using Clock = std::chrono::steady_clock;
+  struct End {
+    CudaStream& stream;
+    ~End() { stream.watched(); }
+  } const end{stream};
   const Clock::time_point start = Clock::now();
   Clock::time_point watched = start;
   for (;;) {
