@@ -22,7 +22,7 @@ TEST(SilentPeer, ThatIsStoppedEndsTheJobAndEveryOtherRankSaysSo) {
   ::kill(ranks[1], SIGSTOP);
   const Outcome done = job.wait();
   EXPECT_EQ(done.status, 3) << done.text();
-  EXPECT_LT(done.seconds - stopped, 2 + 10);
+  EXPECT_LT(done.seconds - stopped, 2 + 30);  // measured: below 10, but machines are shared
   const std::vector<std::string> lines = lines_with(done.err, ", silent for ");
   EXPECT_EQ(lines.size(), 2u) << done.text();
   for (const std::string& line : lines) {

@@ -9,6 +9,8 @@ namespace {
 class TwoHosts : public testing::Test {
  protected:
   void SetUp() override {
+    const Outcome mpirun = test::run({.arguments = {"mpirun", "--version"}});
+    if (mpirun.out.find("Open MPI") == std::string::npos) GTEST_SKIP() << "for Open MPI's mpirun";
     if (!hosts("up", {})) GTEST_SKIP() << "network namespaces need root and iproute2";
     write_file(scene_.dir / "hosts", "10.77.0.1 slots=1\n10.77.0.2 slots=1\n");
   }
@@ -77,7 +79,7 @@ TEST_F(TwoHosts, OneThatVanishesEndsTheJob) {
   const double cut = job.seconds();
   const Outcome done = job.wait();
   EXPECT_EQ(done.status, 3) << done.text();
-  EXPECT_LT(done.seconds - cut, 3 + 10);
+  EXPECT_LT(done.seconds - cut, 3 + 30);  // measured: below 10, but machines are shared
   const std::string line = expect_one_error(done, 3, "rank 0 on host nodea");
   EXPECT_NE(line.find("in all_reduce \"lora_gradient\" of step "), std::string::npos) << line;
   EXPECT_NE(line.find("for rank 1 on host nodeb, silent for "), std::string::npos) << line;
@@ -86,7 +88,7 @@ TEST_F(TwoHosts, OneThatVanishesEndsTheJob) {
     return test::run({.arguments = {"ip", "netns", "pids", name_ + "b"}}).out +
            test::run({.arguments = {"ip", "netns", "pids", name_ + "a"}}).out;
   };
-  while (!left().empty() && job.seconds() - cut < 3 + 12) ::usleep(100000);
+  while (!left().empty() && job.seconds() - cut < 3 + 30) ::usleep(100000);
   EXPECT_EQ(left(), "");
 }
 
