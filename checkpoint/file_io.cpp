@@ -22,14 +22,6 @@
 namespace lorashard {
 namespace {
 
-// What the system says, and what would help where that is known.
-std::string reason(int error) {
-  std::string text = std::generic_category().message(error);
-  if (error == ENOSPC || error == EDQUOT) text += "; free space there";
-  if (error == EFBIG) text += "; raise the limit on file sizes (ulimit -f)";
-  return text;
-}
-
 // A file descriptor that closes itself.
 struct Descriptor {
   int fd;
@@ -222,6 +214,13 @@ void OutputFile::close() {
     fail_run(path_.string(), "cannot be closed: " + reason(error));
   }
   if (hash_) sha256_ = hash_->finish_hex();
+}
+
+std::string reason(int error) {
+  std::string text = std::generic_category().message(error);
+  if (error == ENOSPC || error == EDQUOT) text += "; free space there";
+  if (error == EFBIG) text += "; raise the limit on file sizes (ulimit -f)";
+  return text;
 }
 
 fs::path temporary_beside(const fs::path& path) {

@@ -95,6 +95,9 @@ class OutputFile {
   std::string sha256_;
 };
 
+// What the system says of an errno, and what would help where that is known.
+std::string reason(int error);
+
 // A name beside `path` that no other process or thread uses: ".NAME.tmp-PID-N".
 fs::path temporary_beside(const fs::path& path);
 

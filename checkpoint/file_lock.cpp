@@ -12,8 +12,6 @@
 namespace lorashard {
 namespace {
 
-std::string reason(int error) { return std::generic_category().message(error); }
-
 std::string host_name() {
   char name[256] = "";
   ::gethostname(name, sizeof name - 1);
@@ -83,7 +81,7 @@ FolderLock::FolderLock(const fs::path& folder, const std::string& where) : path_
     const int write_error = errno;
     ::unlink(path_.c_str());
     ::close(fd_);
-    fail_run(path_.string(), "cannot be written: " + reason(write_error) + "; free space there");
+    fail_run(path_.string(), "cannot be written: " + reason(write_error));
   }
 }
 

@@ -67,7 +67,7 @@ TemporaryDirectory::TemporaryDirectory(const fs::path& target) {
       for (int i = 0; i < kMost && fs::exists(path, ec); ++i) fs::remove_all(path, ec);
     });
     if (::mkdir(path_.c_str(), 0755) != 0) {
-      fail_run(target.string(), "cannot be created: " + std::generic_category().message(errno));
+      fail_run(target.string(), "cannot be created: " + reason(errno));
     }
     lock_ = lock_directory(path_);
     // Between the two calls another process may have taken it for a leftover, and be removing it.
