@@ -169,7 +169,7 @@ int run(CLI::App& app, Arguments& a, int argc, char** argv) {
                    {.resume = a.resume,
                     .accept_changes = a.accept_changes,
                     .profile = a.profile,
-                    .first_step_done = stop_after_a_checkpoint,
+                    .first_step_ends = stop_after_a_checkpoint,
                     .stop_signal = stop_signal,
                     .stop_within_steps = true});
     });

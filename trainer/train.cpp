@@ -408,14 +408,15 @@ int Trainer::run() {
     const auto start = std::chrono::steady_clock::now();
     const ProfileSpan span("step", "step");
     set_step_for_waits(counters_.step + 1);
-    const StepCounts sum = reduce_step(stream_, *factors_, world_, accumulate_gradients(),
+    const StepCounts mine = accumulate_gradients();
+    const bool first_step = std::exchange(is_first_step, false);
+    if (first_step) options_.first_step_ends();
+    const StepCounts sum = reduce_step(stream_, *factors_, world_, mine,
                                        mesh_.tp_rank == 0 ? model_->loss_sum() : nullptr);
     look_within_step_ = options_.stop_within_steps && sum.slow;
     int signal = sum.terminated ? SIGTERM : sum.interrupted ? SIGINT : 0;
     if (sum.left) return stop(signal);
     StepMetrics line = optimizer_step(sum);
-    const bool first_step = std::exchange(is_first_step, false);
-    if (first_step) options_.first_step_done();
     line.step_time_s = seconds_since(start);
     line.tokens_per_s = double(sum.tokens) / line.step_time_s;
     const bool last = counters_.step == steps;

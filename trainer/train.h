@@ -14,8 +14,9 @@ struct TrainOptions {
   bool accept_changes = false;
   // Where to write what each rank did when, in Chrome's trace format; empty: nowhere.
   std::string profile;
-  // Called when this run has done its first step: from now on there is something to save.
-  std::function<void()> first_step_done = [] {};
+  // Called before the reduction that ends this run's first step: as soon as one rank has left it
+  // there is something to save.
+  std::function<void()> first_step_ends = [] {};
   // The signal that asks for an end (SIGINT, SIGTERM), or 0. Looked at at the end of each step.
   std::function<int()> stop_signal = [] { return 0; };
   // Looks at it between the micro-batches of long steps and of evaluation too. A step so left is
