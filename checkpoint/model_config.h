@@ -2,7 +2,9 @@
 // setting. A new family is a new entry in the table of model_config.cpp and not a new class.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -50,6 +52,9 @@ enum class Split : uint8_t {
   QueryCols,    // columns by query heads: o_proj
   ColFeatures,  // columns by split_features: down_proj
 };
+// Whether the rank's part of the input decides its part of the product, which is then summed over
+// the ranks (Megatron's RowParallelLinear); a bias is added once, after that.
+bool is_row_parallel(Split split);
 
 // One tensor that the architecture needs, under its Hugging Face name.
 struct TensorSpec {
@@ -59,12 +64,50 @@ struct TensorSpec {
   Split split;
 };
 
-// One linear layer that LoRA may adapt. Weight: name + ".weight", (out, in).
+// An array indexed by an enum whose values are 0 to N - 1.
+template <class E, size_t N, class T>
+struct EnumArray : std::array<T, N> {
+  T& operator[](E e) { return this->at(size_t(e)); }
+  const T& operator[](E e) const { return this->at(size_t(e)); }
+};
+
+// The linear modules of a layer that read one input. Those of a group stand next to each other in
+// every list, so that one GEMM can apply the A matrices of a group's adapted modules.
+enum class InputGroup : uint8_t { QKV, O, GateUp, Down };
+inline constexpr InputGroup kInputGroups[] = {InputGroup::QKV, InputGroup::O, InputGroup::GateUp,
+                                              InputGroup::Down};
+template <class T>
+using PerGroup = EnumArray<InputGroup, std::size(kInputGroups), T>;
+
+enum class NormRole : uint8_t { AttentionInput, MlpInput, Query, Key };
+template <class T>
+using PerNorm = EnumArray<NormRole, 4, T>;
+
+// A module with weights in a layer: the one place that knows its name, its sizes, how it is split
+// over the ranks, and what it does there.
+struct LayerModule {
+  enum class Kind : uint8_t { Linear, Norm } kind;
+  const char* name;                   // "self_attn.q_proj": behind the layer's own name
+  int64_t out_features, in_features;  // weight(out,in); of a norm (1, gains)
+  Split split = Split::None;          // of the weight
+  // Linear modules: what they read, and whether they have a bias(out).
+  InputGroup group = {};
+  bool bias = false;
+  NormRole role = {};  // of a norm
+};
+
+// The modules of a layer, in the order of its tensors.
+std::vector<LayerModule> layer_modules(const ModelConfig& config, int64_t layer);
+// "model.layers.3."
+std::string layer_prefix(int64_t layer);
+
+// One linear module that LoRA may adapt. Weight: name + ".weight", (out, in).
 struct LinearModule {
   std::string name;  // "model.layers.0.self_attn.q_proj"
   int layer;
   int64_t out_features, in_features;
   Split split;
+  InputGroup group = {};
 };
 
 // Parses and checks DIR/config.json; errors name the file and the setting. `source` names the file
@@ -75,7 +118,7 @@ ModelConfig parse_model_config(const std::string& json_text, const std::string& 
 
 // Every tensor of the model, in the order embedding, layers, final norm, head (absent when tied).
 std::vector<TensorSpec> model_tensors(const ModelConfig& config);
-// Every adaptable linear layer, in layer order q k v o gate up down.
+// Every adaptable linear module, by layer, then as layer_modules() has them.
 std::vector<LinearModule> linear_modules(const ModelConfig& config);
 // The names of all other modules that transformers makes for the architecture (named_modules()):
 // containers, norms, activations, rotary embedding, embedding and head.

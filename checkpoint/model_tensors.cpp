@@ -1,12 +1,48 @@
 // The tensors and linear layers of a model, and which part of each a tensor-parallel rank holds.
+#include <cassert>
+
 #include "checkpoint/model_config.h"
 #include "parallel/shard.h"
 
 namespace lorashard {
 
-std::vector<TensorSpec> model_tensors(const ModelConfig& c) {
+std::vector<LayerModule> layer_modules(const ModelConfig& c, int64_t) {
   const int64_t h = c.hidden_size, q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim,
                 f = c.intermediate_size;
+  std::vector<LayerModule> modules;
+  InputGroup last{};
+  const auto linear = [&](const char* name, InputGroup group, int64_t out, int64_t in, Split split,
+                          bool bias) {
+    assert(last <= group);  // a group's modules are neighbours
+    last = group;
+    modules.push_back({LayerModule::Kind::Linear, name, out, in, split, group, bias});
+  };
+  const auto norm = [&](const char* name, NormRole role, int64_t size) {
+    modules.push_back({LayerModule::Kind::Norm, name, 1, size, Split::None, {}, false, role});
+  };
+  norm("input_layernorm", NormRole::AttentionInput, h);
+  linear("self_attn.q_proj", InputGroup::QKV, q, h, Split::QueryRows, c.qkv_bias);
+  linear("self_attn.k_proj", InputGroup::QKV, kv, h, Split::KvRows, c.qkv_bias);
+  linear("self_attn.v_proj", InputGroup::QKV, kv, h, Split::KvRows, c.qkv_bias);
+  if (c.qk_norm) {
+    norm("self_attn.q_norm", NormRole::Query, c.head_dim);
+    norm("self_attn.k_norm", NormRole::Key, c.head_dim);
+  }
+  linear("self_attn.o_proj", InputGroup::O, h, q, Split::QueryCols, c.o_bias);
+  norm("post_attention_layernorm", NormRole::MlpInput, h);
+  linear("mlp.gate_proj", InputGroup::GateUp, f, h, Split::RowFeatures, c.mlp_bias);
+  linear("mlp.up_proj", InputGroup::GateUp, f, h, Split::RowFeatures, c.mlp_bias);
+  linear("mlp.down_proj", InputGroup::Down, h, f, Split::ColFeatures, c.mlp_bias);
+  return modules;
+}
+
+std::string layer_prefix(int64_t layer) { return "model.layers." + std::to_string(layer) + "."; }
+
+bool is_row_parallel(Split split) {
+  return split == Split::QueryCols || split == Split::ColFeatures;
+}
+
+std::vector<TensorSpec> model_tensors(const ModelConfig& c) {
   std::vector<TensorSpec> t;
   const auto matrix = [&](const std::string& name, int64_t rows, int64_t cols, Split split) {
     t.push_back({name + ".weight", rows, cols, false, split});
@@ -14,65 +50,45 @@ std::vector<TensorSpec> model_tensors(const ModelConfig& c) {
   const auto vector = [&](const std::string& name, int64_t n, Split split) {
     t.push_back({name, 1, n, true, split});
   };
-  const auto linear = [&](const std::string& name, int64_t out, int64_t in, Split split, bool bias,
-                          Split bias_split) {
-    matrix(name, out, in, split);
-    if (bias) vector(name + ".bias", out, bias_split);
-  };
-  matrix("model.embed_tokens", c.vocab_size, h, Split::VocabRows);
-  for (int64_t i = 0; i < c.layers; ++i) {
-    const std::string layer = "model.layers." + std::to_string(i) + ".";
-    const std::string attn = layer + "self_attn.", mlp = layer + "mlp.";
-    vector(layer + "input_layernorm.weight", h, Split::None);
-    linear(attn + "q_proj", q, h, Split::QueryRows, c.qkv_bias, Split::QueryRows);
-    linear(attn + "k_proj", kv, h, Split::KvRows, c.qkv_bias, Split::KvRows);
-    linear(attn + "v_proj", kv, h, Split::KvRows, c.qkv_bias, Split::KvRows);
-    if (c.qk_norm) {
-      vector(attn + "q_norm.weight", c.head_dim, Split::None);
-      vector(attn + "k_norm.weight", c.head_dim, Split::None);
+  matrix("model.embed_tokens", c.vocab_size, c.hidden_size, Split::VocabRows);
+  for (int64_t l = 0; l < c.layers; ++l) {
+    for (const LayerModule& m : layer_modules(c, l)) {
+      const std::string name = layer_prefix(l) + m.name;
+      if (m.kind == LayerModule::Kind::Norm) {
+        vector(name + ".weight", m.in_features, Split::None);
+        continue;
+      }
+      matrix(name, m.out_features, m.in_features, m.split);
+      if (m.bias)
+        vector(name + ".bias", m.out_features, is_row_parallel(m.split) ? Split::None : m.split);
     }
-    linear(attn + "o_proj", h, q, Split::QueryCols, c.o_bias, Split::None);
-    vector(layer + "post_attention_layernorm.weight", h, Split::None);
-    linear(mlp + "gate_proj", f, h, Split::RowFeatures, c.mlp_bias, Split::RowFeatures);
-    linear(mlp + "up_proj", f, h, Split::RowFeatures, c.mlp_bias, Split::RowFeatures);
-    linear(mlp + "down_proj", h, f, Split::ColFeatures, c.mlp_bias, Split::None);
   }
-  vector("model.norm.weight", h, Split::None);
-  if (!c.tied_embeddings) matrix("lm_head", c.vocab_size, h, Split::VocabRows);
+  vector("model.norm.weight", c.hidden_size, Split::None);
+  if (!c.tied_embeddings) matrix("lm_head", c.vocab_size, c.hidden_size, Split::VocabRows);
   return t;
 }
 
 std::vector<LinearModule> linear_modules(const ModelConfig& c) {
-  const int64_t h = c.hidden_size, q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim,
-                f = c.intermediate_size;
-  std::vector<LinearModule> modules;
-  for (int i = 0; i < static_cast<int>(c.layers); ++i) {
-    const std::string layer = "model.layers." + std::to_string(i) + ".";
-    const auto add = [&](const char* name, int64_t out, int64_t in, Split split) {
-      modules.push_back({layer + name, i, out, in, split});
-    };
-    add("self_attn.q_proj", q, h, Split::QueryRows);
-    add("self_attn.k_proj", kv, h, Split::KvRows);
-    add("self_attn.v_proj", kv, h, Split::KvRows);
-    add("self_attn.o_proj", h, q, Split::QueryCols);
-    add("mlp.gate_proj", f, h, Split::RowFeatures);
-    add("mlp.up_proj", f, h, Split::RowFeatures);
-    add("mlp.down_proj", h, f, Split::ColFeatures);
+  std::vector<LinearModule> linear;
+  for (int64_t l = 0; l < c.layers; ++l) {
+    for (const LayerModule& m : layer_modules(c, l)) {
+      if (m.kind == LayerModule::Kind::Linear)
+        linear.push_back(
+            {layer_prefix(l) + m.name, int(l), m.out_features, m.in_features, m.split, m.group});
+    }
   }
-  return modules;
+  return linear;
 }
 
 std::vector<std::string> other_modules(const ModelConfig& c) {
   std::vector<std::string> names = {"model", "model.embed_tokens", "model.layers"};
-  for (int64_t i = 0; i < c.layers; ++i) {
-    const std::string layer = "model.layers." + std::to_string(i);
-    names.push_back(layer);
-    for (const char* name :
-         {".self_attn", ".mlp", ".mlp.act_fn", ".input_layernorm", ".post_attention_layernorm"})
-      names.push_back(layer + name);
-    if (c.qk_norm)
-      for (const char* name : {".self_attn.q_norm", ".self_attn.k_norm"})
-        names.push_back(layer + name);
+  for (int64_t l = 0; l < c.layers; ++l) {
+    const std::string prefix = layer_prefix(l);
+    names.push_back(prefix.substr(0, prefix.size() - 1));
+    for (const char* name : {"self_attn", "mlp", "mlp.act_fn"}) names.push_back(prefix + name);
+    for (const LayerModule& m : layer_modules(c, l)) {
+      if (m.kind == LayerModule::Kind::Norm) names.push_back(prefix + m.name);
+    }
   }
   for (const char* name : {"model.norm", "model.rotary_emb", "lm_head"}) names.push_back(name);
   return names;
@@ -82,7 +98,7 @@ TensorPart tensor_part(const ModelConfig& c, Split split, int64_t rows, int64_t 
                        int ranks) {
   const HeadSplit heads = split_heads(c.heads, c.kv_heads, rank, ranks);
   // A vector (1, n) is cut along its entries whatever its split is called.
-  const bool by_columns = rows == 1 || split == Split::QueryCols || split == Split::ColFeatures;
+  const bool by_columns = rows == 1 || is_row_parallel(split);
   const int64_t n = by_columns ? cols : rows;
   Range r{0, n};
   switch (split) {

@@ -21,7 +21,7 @@ void Communicator::all_reduce_sum(Stream& stream, Matrix x, const char* label) {
   if (size_ > 1 && x.rows * x.cols > 0) do_all_reduce_sum(stream, x);
 }
 
-SumTicket Communicator::all_reduce_sum_begin(Stream& stream, Matrix x, const char* label) {
+ReduceTicket Communicator::all_reduce_sum_begin(Stream& stream, Matrix x, const char* label) {
   assert(x.ld == x.cols || x.rows <= 1);
   if (stream.reserving()) return 0;
   const int64_t bytes = x.rows * x.cols * size_of(x.dtype);
@@ -30,7 +30,7 @@ SumTicket Communicator::all_reduce_sum_begin(Stream& stream, Matrix x, const cha
   return size_ > 1 && x.rows * x.cols > 0 ? do_all_reduce_sum_begin(stream, x) : 0;
 }
 
-void Communicator::all_reduce_sum_wait(Stream& stream, SumTicket sum) {
+void Communicator::all_reduce_sum_wait(Stream& stream, ReduceTicket sum) {
   if (sum != 0) do_all_reduce_sum_wait(stream, sum);
 }
 

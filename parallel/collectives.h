@@ -23,8 +23,8 @@ struct CollectiveCall {
   int64_t bytes = 0;      // payload of this rank
 };
 
-// A sum under way; 0: it is done.
-using SumTicket = int64_t;
+// An all-reduce under way; 0: it is done.
+using ReduceTicket = int64_t;
 
 class Communicator {
  public:
@@ -46,8 +46,8 @@ class Communicator {
   void all_reduce_sum(Stream& stream, Matrix x, const char* label);
   // The same in two halves: what is enqueued on the stream between them runs beside the sum, where
   // the implementation can, and must leave x alone. Several sums may be under way.
-  SumTicket all_reduce_sum_begin(Stream& stream, Matrix x, const char* label);
-  void all_reduce_sum_wait(Stream& stream, SumTicket sum);
+  ReduceTicket all_reduce_sum_begin(Stream& stream, Matrix x, const char* label);
+  void all_reduce_sum_wait(Stream& stream, ReduceTicket sum);
   // Host memory: receive = the ranks' `bytes` bytes, one after the other in rank order.
   void all_gather(const void* send, void* receive, int64_t bytes, const char* label);
   // Host memory: data of rank `root` to all.
@@ -66,11 +66,11 @@ class Communicator {
   // The bodies; called only when size() > 1.
   virtual void do_all_reduce_sum(Stream& stream, Matrix x) = 0;
   // As they stand here: the sum is done when begin returns.
-  virtual SumTicket do_all_reduce_sum_begin(Stream& stream, Matrix x) {
+  virtual ReduceTicket do_all_reduce_sum_begin(Stream& stream, Matrix x) {
     do_all_reduce_sum(stream, x);
     return 0;
   }
-  virtual void do_all_reduce_sum_wait(Stream&, SumTicket) {}
+  virtual void do_all_reduce_sum_wait(Stream&, ReduceTicket) {}
   virtual void do_all_gather(const void* send, void* receive, int64_t bytes) = 0;
   virtual void do_broadcast(void* data, int64_t bytes, int root) = 0;
   virtual void do_barrier() = 0;

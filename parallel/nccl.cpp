@@ -78,9 +78,9 @@ class Device {
   Member* join(const ncclUniqueId& id, int rank, int size, WaitGroup& group);
   void leave(Member* member);
 
-  SumTicket begin(const Member& member, Matrix x, const char* label);
+  ReduceTicket begin(const Member& member, Matrix x, const char* label);
   // What is enqueued on the compute stream from now on comes after the sum.
-  void wait(SumTicket sum) { slot(sum).after.order(compute_.compute); }
+  void wait(ReduceTicket sum) { slot(sum).after.order(compute_.compute); }
 
   // Ends every communicator where it stands. What waits for them on the device goes on, with
   // meaningless sums.
@@ -102,7 +102,7 @@ class Device {
     WaitGroup* group = nullptr;
     Clock::time_point begun;
   };
-  Sum& slot(SumTicket sum) { return sums_[size_t(sum % kSlots)]; }
+  Sum& slot(ReduceTicket sum) { return sums_[size_t(sum % kSlots)]; }
 
   void watch();
   // While the host waits for the device, this rank waits for peers where a sum has begun on it.
@@ -118,10 +118,10 @@ class Device {
   CudaStream& compute_;
   cudaStream_t stream_ = nullptr;
   std::array<Sum, kSlots> sums_;
-  SumTicket last_ = 0;
-  SumTicket done_ = 0;  // sums up to this one are known to be done
+  ReduceTicket last_ = 0;
+  ReduceTicket done_ = 0;  // sums up to this one are known to be done
   std::optional<PeerWait> waiting_;
-  SumTicket waiting_for_ = 0;
+  ReduceTicket waiting_for_ = 0;
   std::vector<std::unique_ptr<Member>> members_;
   bool aborted_ = false;
 };
@@ -200,11 +200,11 @@ void Device::abort() noexcept {
     if (member->comm) ncclCommAbort(member->comm);
 }
 
-SumTicket Device::begin(const Member& member, Matrix x, const char* label) {
+ReduceTicket Device::begin(const Member& member, Matrix x, const char* label) {
   if (aborted_)
     fail_run(member.where(), std::string("ncclAllReduce of ") + label +
                                  " cannot begin: the communicator was aborted");
-  const SumTicket ticket = ++last_;
+  const ReduceTicket ticket = ++last_;
   Sum& sum = slot(ticket);
   sum.label = label;
   sum.where = member.where();
@@ -232,7 +232,7 @@ Device::Sum* Device::oldest() {
 void Device::note_wait(const Sum* oldest) {
   // A sum behind kernels of this rank's own waits for nobody.
   if (!oldest || !oldest->before.passed()) return waiting_.reset();
-  const SumTicket ticket = done_ + 1;
+  const ReduceTicket ticket = done_ + 1;
   if (waiting_ && waiting_for_ == ticket) return;
   waiting_.reset();
   waiting_for_ = ticket;
@@ -309,14 +309,14 @@ class NcclCommunicator final : public Communicator {
   void do_all_reduce_sum(Stream& stream, Matrix x) override {
     do_all_reduce_sum_wait(stream, do_all_reduce_sum_begin(stream, x));
   }
-  SumTicket do_all_reduce_sum_begin(Stream& stream, Matrix x) override {
+  ReduceTicket do_all_reduce_sum_begin(Stream& stream, Matrix x) override {
     if (stream.backend() == Backend::CPU) {
       host_.all_reduce_sum(stream, x, label());
       return 0;
     }
     return device_->begin(*member_, x, label());
   }
-  void do_all_reduce_sum_wait(Stream&, SumTicket sum) override {
+  void do_all_reduce_sum_wait(Stream&, ReduceTicket sum) override {
     if (sum != 0) device_->wait(sum);
   }
   void do_all_gather(const void* send, void* receive, int64_t bytes) override {

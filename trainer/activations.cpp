@@ -12,8 +12,7 @@ void plan_attention(Arena& arena, const ActivationDims& d, BlockActivations& a) 
   a.v = arena.take(d.tokens, d.kv_width, d.type);
   a.o = arena.take(d.tokens, d.q_width, d.type);
   a.lse = arena.take(d.tokens, d.heads, DType::F32);
-  a.rstd_in = arena.take(d.tokens, 1, DType::F32);
-  a.rstd_mid = arena.take(d.tokens, 1, DType::F32);
+  for (Matrix& rstd : a.rstd) rstd = arena.take(d.tokens, 1, DType::F32);
   if (d.qk_norm) {
     a.q_rstd = arena.take(d.tokens, d.heads, DType::F32);
     a.k_rstd = arena.take(d.tokens, d.kv_heads, DType::F32);
@@ -25,21 +24,20 @@ void plan_mlp(Arena& arena, const ActivationDims& d, BlockActivations& a) {
   a.up = arena.take(d.tokens, d.features, d.type);
 }
 
-// What a block does not keep, it takes from the one that all share. The u's are always its own.
-void share_missing(BlockActivations& a, const BlockActivations& shared) {
-  using A = BlockActivations;
-  for (const auto member : {&A::q, &A::k, &A::v, &A::o, &A::lse, &A::gate, &A::up, &A::rstd_in,
-                            &A::rstd_mid, &A::q_rstd, &A::k_rstd}) {
-    if ((a.*member).cols == 0) a.*member = shared.*member;
+// What a block does not keep, it takes from the one that all share.
+void share_missing(BlockActivations& a, BlockActivations& shared) {
+  const auto mine = a.all(), theirs = shared.all();
+  for (size_t i = 0; i < mine.size(); ++i) {
+    if (mine[i]->cols == 0) *mine[i] = *theirs[i];
   }
 }
 
-template <class Struct, size_t N>
-Struct trimmed(Struct s, Matrix Struct::*const (&members)[N], int64_t first, int64_t tokens) {
-  for (const auto member : members) {
-    if (s.*member) s.*member = (s.*member).row_range(first, tokens);
+template <class Matrices>
+Matrices trimmed(Matrices m, int64_t first, int64_t tokens) {
+  for (Matrix* x : m.all()) {
+    if (*x) *x = x->row_range(first, tokens);
   }
-  return s;
+  return m;
 }
 
 }  // namespace
@@ -89,11 +87,10 @@ Activations plan_activations(Arena& arena, const ActivationDims& d,
   for (int64_t i = 0; i < count; ++i) {
     const BlockWeights& w = weights[size_t(d.first_layer + i)];
     BlockActivations& a = plan.blocks[size_t(i)];
-    for (const auto& [group, u] :
-         {std::pair{&w.qkv, &a.u_qkv}, std::pair{&w.o, &a.u_o}, std::pair{&w.gate_up, &a.u_gate_up},
-          std::pair{&w.down, &a.u_down}}) {
-      if (group->adapted()) *u = arena.take(d.tokens, group->rank_sum, DType::F32);
-      widest = std::max(widest, group->rank_sum);
+    for (const InputGroup group : kInputGroups) {
+      const int64_t lora_rank = w.groups[group].lora_rank;
+      if (lora_rank > 0) a.u[group] = arena.take(d.tokens, lora_rank, DType::F32);
+      widest = std::max(widest, lora_rank);
     }
   }
   plan.shared_at = arena.mark();
@@ -123,19 +120,11 @@ Activations plan_activations(Arena& arena, const ActivationDims& d,
 }
 
 BlockActivations rows_of(const BlockActivations& a, int64_t first, int64_t tokens) {
-  using A = BlockActivations;
-  return trimmed(a,
-                 {&A::q, &A::k, &A::v, &A::o, &A::lse, &A::gate, &A::up, &A::rstd_in, &A::rstd_mid,
-                  &A::q_rstd, &A::k_rstd, &A::u_qkv, &A::u_o, &A::u_gate_up, &A::u_down},
-                 first, tokens);
+  return trimmed(a, first, tokens);
 }
 
 BlockScratch rows_of(const BlockScratch& s, int64_t first, int64_t tokens) {
-  using S = BlockScratch;
-  return trimmed(s,
-                 {&S::norm, &S::delta, &S::mlp, &S::d_mlp, &S::q_rope, &S::k_rope, &S::d_q, &S::d_k,
-                  &S::d_v, &S::d_o},
-                 first, tokens);
+  return trimmed(s, first, tokens);
 }
 
 }  // namespace lorashard

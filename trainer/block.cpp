@@ -1,5 +1,6 @@
 #include "trainer/block.h"
 
+#include <algorithm>
 #include <array>
 
 #include "kernels/activation.h"
@@ -10,10 +11,24 @@
 namespace lorashard {
 namespace {
 
+// The two sublayers: the norm that each begins with, and its last, row-parallel modules.
+constexpr PerSublayer<NormRole> kInputNorm{{NormRole::AttentionInput, NormRole::MlpInput}};
+constexpr PerSublayer<InputGroup> kLastGroup{{InputGroup::O, InputGroup::Down}};
+
+const Linear& last_linear(const BlockWeights& w, Sublayer s) {
+  return w.groups[kLastGroup[s]].linears[0];
+}
+
 void norm(const BlockContext& c, Matrix y, Matrix rstd, ConstMatrix x, ConstMatrix gain,
           const ResidualAdd& before = {}) {
   rms_norm_forward(c.linear.stream, y, rstd, x, gain, c.config.rms_norm_eps,
                    c.config.norm_gain_offset, before);
+}
+
+// c.scratch.norm = the normalised input of sublayer s. rstd may be empty.
+void input_norm(const BlockContext& c, const BlockWeights& w, Sublayer s, ConstMatrix x,
+                Matrix rstd, const ResidualAdd& before = {}) {
+  norm(c, c.scratch.norm, rstd, x, w.norms[kInputNorm[s]], before);
 }
 
 void rotate(const BlockContext& c, Matrix x, int64_t heads, bool inverse) {
@@ -33,86 +48,134 @@ struct QueryKey {
 };
 QueryKey rotated_query_key(const BlockContext& c, const BlockWeights& w,
                            const BlockActivations& acts) {
-  if (!w.q_norm) return {acts.q, acts.k};
-  norm(c, c.scratch.q_rope, acts.q_rstd, acts.q, w.q_norm);
-  norm(c, c.scratch.k_rope, acts.k_rstd, acts.k, w.k_norm);
+  const ConstMatrix q_gain = w.norms[NormRole::Query], k_gain = w.norms[NormRole::Key];
+  if (!q_gain) return {acts.q, acts.k};
+  norm(c, c.scratch.q_rope, acts.q_rstd, acts.q, q_gain);
+  norm(c, c.scratch.k_rope, acts.k_rstd, acts.k, k_gain);
   rotate(c, c.scratch.q_rope, c.attention.heads, false);
   rotate(c, c.scratch.k_rope, c.attention.kv_heads, false);
   return {c.scratch.q_rope, c.scratch.k_rope};
 }
 
-// norm(x) -> q, k, v; returns what attention takes.
-QueryKey project_qkv(const BlockContext& c, const BlockWeights& w, ConstMatrix x,
-                     const ResidualAdd& before, const BlockActivations& acts, bool reuse_u) {
-  norm(c, c.scratch.norm, acts.rstd_in, x, w.input_norm, before);
-  linear_group_forward(c.linear, w.qkv, std::array{acts.q, acts.k, acts.v}, c.scratch.norm,
-                       acts.u_qkv, true, reuse_u);
-  if (!w.q_norm) {
+// c.scratch.norm -> q, k, v; returns what attention takes.
+QueryKey project_qkv(const BlockContext& c, const BlockWeights& w, const BlockActivations& acts,
+                     DownProjection down) {
+  linear_group_forward(c.linear, w.groups[InputGroup::QKV], std::array{acts.q, acts.k, acts.v},
+                       c.scratch.norm, acts.u[InputGroup::QKV], down);
+  if (!w.norms[NormRole::Query]) {
     rotate(c, acts.q, c.attention.heads, false);
     rotate(c, acts.k, c.attention.kv_heads, false);
   }
   return rotated_query_key(c, w, acts);
 }
 
-void project_gate_up(const BlockContext& c, const BlockWeights& w, ConstMatrix x,
-                     const ResidualAdd& before, const BlockActivations& acts, bool reuse_u) {
-  norm(c, c.scratch.norm, acts.rstd_mid, x, w.post_norm, before);
-  linear_group_forward(c.linear, w.gate_up, std::array{acts.gate, acts.up}, c.scratch.norm,
-                       acts.u_gate_up, true, reuse_u);
+void project_gate_up(const BlockContext& c, const BlockWeights& w, const BlockActivations& acts,
+                     DownProjection down) {
+  linear_group_forward(c.linear, w.groups[InputGroup::GateUp], std::array{acts.gate, acts.up},
+                       c.scratch.norm, acts.u[InputGroup::GateUp], down);
 }
 
-// Appends k and v to the cache and attends over all of it.
-void attend_with_cache(const BlockContext& c, const BlockWeights& w, const QueryKey& qk,
-                       const BlockActivations& acts, KvCache& cache) {
+// acts.o, and acts.lse for backward. With a cache, k and v are appended to it first, attention runs
+// over all of it, and there is no backward.
+void attend(const BlockContext& c, const BlockWeights& w, const QueryKey& qk,
+            const BlockActivations& acts, KvCache* cache) {
   Stream& stream = c.linear.stream;
+  const AttentionShape shape = shape_of(c, w);
+  if (!cache) {
+    attention_forward(stream, acts.o, acts.lse, qk.q, qk.k, acts.v, c.sequences, shape);
+    return;
+  }
   const int64_t rows = qk.k.rows;
-  convert(stream, cache.k.row_range(cache.used, rows), qk.k);
-  convert(stream, cache.v.row_range(cache.used, rows), acts.v);
-  cache.used += rows;
-  attention_forward(stream, acts.o, {}, qk.q, cache.k.row_range(0, cache.used),
-                    cache.v.row_range(0, cache.used), c.sequences, shape_of(c, w));
+  convert(stream, cache->k.row_range(cache->used, rows), qk.k);
+  convert(stream, cache->v.row_range(cache->used, rows), acts.v);
+  cache->used += rows;
+  attention_forward(stream, acts.o, {}, qk.q, cache->k.row_range(0, cache->used),
+                    cache->v.row_range(0, cache->used), c.sequences, shape);
 }
 
-// What still needs a gradient below each group of products.
-bool below_qkv(bool lowest) { return !lowest; }
-bool below_o(const BlockWeights& w, bool lowest) { return below_qkv(lowest) || w.qkv.adapted(); }
-bool below_gate_up(const BlockWeights& w, bool lowest) {
-  return below_o(w, lowest) || w.o.adapted();
+// Whether the input of this group needs a gradient: something below it is adapted.
+bool needs_dx(const BlockWeights& w, InputGroup group, bool lowest) {
+  if (!lowest) return true;
+  return std::any_of(std::begin(kInputGroups), std::begin(kInputGroups) + size_t(group),
+                     [&](InputGroup below) { return w.groups[below].adapted(); });
 }
-bool below_down(const BlockWeights& w, bool lowest) {
-  return below_gate_up(w, lowest) || w.gate_up.adapted();
+
+// Gradients of a group's factors and, where something below needs it, of its input in dx. Returns
+// whether it does.
+bool group_backward(const BlockContext& c, const BlockWeights& w, InputGroup group, Matrix dx,
+                    std::span<const ConstMatrix> dy, ConstMatrix x, const BlockActivations& acts,
+                    bool lowest) {
+  const bool deeper = needs_dx(w, group, lowest);
+  linear_group_backward(c.linear, w.groups[group], deeper ? dx : Matrix{}, dy, x, acts.u[group]);
+  return deeper;
+}
+
+bool mlp_backward(const BlockContext& c, const BlockWeights& w, ConstMatrix x, ConstMatrix dx,
+                  const BlockActivations& acts, bool lowest) {
+  Stream& stream = c.linear.stream;
+  const BlockScratch& s = c.scratch;
+  if (w.groups[InputGroup::Down].adapted()) {
+    gated_activation_forward(stream, s.mlp, acts.gate, acts.up, c.config.activation);
+  }
+  if (!group_backward(c, w, InputGroup::Down, s.d_mlp, std::array{dx}, s.mlp, acts, lowest))
+    return false;
+  gated_activation_backward(stream, acts.gate, acts.up, s.d_mlp, acts.gate, acts.up,
+                            c.config.activation);
+  if (w.groups[InputGroup::GateUp].adapted()) input_norm(c, w, Sublayer::Mlp, x, {});
+  return group_backward(c, w, InputGroup::GateUp, s.delta,
+                        std::array<ConstMatrix, 2>{acts.gate, acts.up}, s.norm, acts, lowest);
+}
+
+bool attention_sublayer_backward(const BlockContext& c, const BlockWeights& w, ConstMatrix x,
+                                 ConstMatrix dx, const BlockActivations& acts, bool lowest) {
+  Stream& stream = c.linear.stream;
+  const BlockScratch& s = c.scratch;
+  if (!group_backward(c, w, InputGroup::O, s.d_o, std::array{dx}, acts.o, acts, lowest))
+    return false;
+  const QueryKey qk = rotated_query_key(c, w, acts);
+  attention_backward(stream, s.d_q, s.d_k, s.d_v, s.d_o, qk.q, qk.k, acts.v, acts.o, acts.lse,
+                     c.sequences, shape_of(c, w));
+  rotate(c, s.d_q, c.attention.heads, true);
+  rotate(c, s.d_k, c.attention.kv_heads, true);
+  if (w.norms[NormRole::Query]) {
+    rms_norm_backward(stream, s.d_q, s.d_q, acts.q, acts.q_rstd, w.norms[NormRole::Query],
+                      c.config.norm_gain_offset, false);
+    rms_norm_backward(stream, s.d_k, s.d_k, acts.k, acts.k_rstd, w.norms[NormRole::Key],
+                      c.config.norm_gain_offset, false);
+  }
+  if (w.groups[InputGroup::QKV].adapted()) input_norm(c, w, Sublayer::Attention, x, {});
+  return group_backward(c, w, InputGroup::QKV, s.delta,
+                        std::array<ConstMatrix, 3>{s.d_q, s.d_k, s.d_v}, s.norm, acts, lowest);
 }
 
 }  // namespace
 
-void attention_half_forward(const BlockContext& c, const BlockWeights& w, ConstMatrix x,
-                            const ResidualAdd& before, const BlockActivations& acts,
-                            KvCache* cache) {
-  const QueryKey qk = project_qkv(c, w, x, before, acts, false);
-  if (cache) {
-    attend_with_cache(c, w, qk, acts, *cache);
+void sublayer_forward(const BlockContext& c, const BlockWeights& w, Sublayer s, ConstMatrix x,
+                      const ResidualAdd& before, const BlockActivations& acts, KvCache* cache) {
+  input_norm(c, w, s, x, acts.rstd[s], before);
+  ConstMatrix last_input;
+  if (s == Sublayer::Attention) {
+    attend(c, w, project_qkv(c, w, acts, DownProjection::Compute), acts, cache);
+    last_input = acts.o;
   } else {
-    attention_forward(c.linear.stream, acts.o, acts.lse, qk.q, qk.k, acts.v, c.sequences,
-                      shape_of(c, w));
+    project_gate_up(c, w, acts, DownProjection::Compute);
+    gated_activation_forward(c.linear.stream, c.scratch.mlp, acts.gate, acts.up,
+                             c.config.activation);
+    last_input = c.scratch.mlp;
   }
-  linear_group_forward(c.linear, w.o, std::array{c.scratch.delta}, acts.o, acts.u_o, false, false);
+  const InputGroup last = kLastGroup[s];
+  linear_group_forward(c.linear, w.groups[last], std::array{c.scratch.delta}, last_input,
+                       acts.u[last]);
 }
 
-void mlp_half_forward(const BlockContext& c, const BlockWeights& w, ConstMatrix x,
-                      const ResidualAdd& before, const BlockActivations& acts) {
-  project_gate_up(c, w, x, before, acts, false);
-  gated_activation_forward(c.linear.stream, c.scratch.mlp, acts.gate, acts.up, c.config.activation);
-  linear_group_forward(c.linear, w.down, std::array{c.scratch.delta}, c.scratch.mlp, acts.u_down,
-                       false, false);
+ResidualAdd residual_add(const BlockContext& c, const BlockWeights& w, Sublayer s, Matrix sum) {
+  return {sum, c.scratch.delta, last_linear(w, s).bias};
 }
 
-ResidualAdd residual_add(const BlockContext& c, const LinearGroup& group, Matrix sum) {
-  return {sum, c.scratch.delta, group.linears[0].bias};
-}
-
-void add_to_residual(const BlockContext& c, const LinearGroup& group, Matrix sum, ConstMatrix x) {
+void add_to_residual(const BlockContext& c, const BlockWeights& w, Sublayer s, Matrix sum,
+                     ConstMatrix x) {
   Stream& stream = c.linear.stream;
-  if (group.linears[0].bias) add_bias(stream, c.scratch.delta, group.linears[0].bias);
+  if (const ConstMatrix bias = last_linear(w, s).bias) add_bias(stream, c.scratch.delta, bias);
   add(stream, sum, x, c.scratch.delta);
 }
 
@@ -120,59 +183,23 @@ void block_recompute(const BlockContext& c, const BlockWeights& w, ConstMatrix x
                      ConstMatrix x_mid, const BlockActivations& acts, Keep kept) {
   if (kept == Keep::All) return;
   if (kept == Keep::Nothing) {
-    const QueryKey qk = project_qkv(c, w, x_in, {}, acts, true);
-    attention_forward(c.linear.stream, acts.o, acts.lse, qk.q, qk.k, acts.v, c.sequences,
-                      shape_of(c, w));
+    input_norm(c, w, Sublayer::Attention, x_in, acts.rstd[Sublayer::Attention]);
+    attend(c, w, project_qkv(c, w, acts, DownProjection::Keep), acts, nullptr);
   }
-  project_gate_up(c, w, x_mid, {}, acts, true);
+  input_norm(c, w, Sublayer::Mlp, x_mid, acts.rstd[Sublayer::Mlp]);
+  project_gate_up(c, w, acts, DownProjection::Keep);
 }
 
-bool mlp_half_backward(const BlockContext& c, const BlockWeights& w, ConstMatrix x_mid,
+bool sublayer_backward(const BlockContext& c, const BlockWeights& w, Sublayer s, ConstMatrix x,
                        ConstMatrix dx, const BlockActivations& acts, bool lowest) {
-  Stream& stream = c.linear.stream;
-  const BlockScratch& s = c.scratch;
-  if (w.down.adapted()) {
-    gated_activation_forward(stream, s.mlp, acts.gate, acts.up, c.config.activation);
-  }
-  linear_group_backward(c.linear, w.down, below_down(w, lowest) ? s.d_mlp : Matrix{},
-                        std::array{dx}, s.mlp, acts.u_down);
-  if (!below_down(w, lowest)) return false;
-  gated_activation_backward(stream, acts.gate, acts.up, s.d_mlp, acts.gate, acts.up,
-                            c.config.activation);
-  if (w.gate_up.adapted()) norm(c, s.norm, {}, x_mid, w.post_norm);
-  linear_group_backward(c.linear, w.gate_up, below_gate_up(w, lowest) ? s.delta : Matrix{},
-                        std::array<ConstMatrix, 2>{acts.gate, acts.up}, s.norm, acts.u_gate_up);
-  return below_gate_up(w, lowest);
+  return s == Sublayer::Attention ? attention_sublayer_backward(c, w, x, dx, acts, lowest)
+                                  : mlp_backward(c, w, x, dx, acts, lowest);
 }
 
-bool attention_half_backward(const BlockContext& c, const BlockWeights& w, ConstMatrix x_in,
-                             ConstMatrix dx, const BlockActivations& acts, bool lowest) {
-  Stream& stream = c.linear.stream;
-  const BlockScratch& s = c.scratch;
-  linear_group_backward(c.linear, w.o, below_o(w, lowest) ? s.d_o : Matrix{}, std::array{dx},
-                        acts.o, acts.u_o);
-  if (!below_o(w, lowest)) return false;
-  const QueryKey qk = rotated_query_key(c, w, acts);
-  attention_backward(stream, s.d_q, s.d_k, s.d_v, s.d_o, qk.q, qk.k, acts.v, acts.o, acts.lse,
-                     c.sequences, shape_of(c, w));
-  rotate(c, s.d_q, c.attention.heads, true);
-  rotate(c, s.d_k, c.attention.kv_heads, true);
-  if (w.q_norm) {
-    rms_norm_backward(stream, s.d_q, s.d_q, acts.q, acts.q_rstd, w.q_norm,
-                      c.config.norm_gain_offset, false);
-    rms_norm_backward(stream, s.d_k, s.d_k, acts.k, acts.k_rstd, w.k_norm,
-                      c.config.norm_gain_offset, false);
-  }
-  if (w.qkv.adapted()) norm(c, s.norm, {}, x_in, w.input_norm);
-  linear_group_backward(c.linear, w.qkv, below_qkv(lowest) ? s.delta : Matrix{},
-                        std::array<ConstMatrix, 3>{s.d_q, s.d_k, s.d_v}, s.norm, acts.u_qkv);
-  return below_qkv(lowest);
-}
-
-void add_to_gradient(const BlockContext& c, Matrix dx, ConstMatrix x, ConstMatrix rstd,
-                     ConstMatrix gain) {
-  rms_norm_backward(c.linear.stream, dx, c.scratch.delta, x, rstd, gain, c.config.norm_gain_offset,
-                    true);
+void add_to_gradient(const BlockContext& c, const BlockWeights& w, Sublayer s, Matrix dx,
+                     ConstMatrix x, const BlockActivations& acts) {
+  rms_norm_backward(c.linear.stream, dx, c.scratch.delta, x, acts.rstd[s], w.norms[kInputNorm[s]],
+                    c.config.norm_gain_offset, true);
 }
 
 }  // namespace lorashard

@@ -1,8 +1,9 @@
 // The stack of layers over the parts of a micro-batch. Two parts are in flight where that pays:
-// while the ranks sum what one part adds to the residual, the other part computes.
+// while the ranks all-reduce what one part adds to the residual, the other part computes.
 #pragma once
 
 #include <span>
+#include <string>
 #include <vector>
 
 #include "parallel/collectives.h"
@@ -14,14 +15,20 @@ namespace lorashard {
 // Rows [first_row, first_row + tokens) of a micro-batch: whole sequences.
 struct LayerPart {
   int64_t first_row = 0, tokens = 0;
-  BlockContext context;  // of these rows alone
-  SumTicket sum = 0;     // of context.scratch.delta
+  BlockContext context;     // of these rows alone
+  ReduceTicket reduce = 0;  // of context.scratch.delta
 };
 
+// Names of a sublayer's two passes, in traces of collectives and in profiles.
+struct SublayerLabels {
+  std::string forward, backward;  // "layer.3.mlp.forward"
+};
+
+// The sublayers of all layers, two a layer: sublayer i is layer i / 2's attention or MLP.
 struct LayerStack {
   Communicator& tensor;
   const std::vector<BlockWeights>& blocks;
-  const std::vector<BlockLabels>& labels;
+  const std::vector<SublayerLabels>& labels;  // by sublayer
   const Activations& activations;
   int64_t first_layer;  // lowest adapted layer
 };

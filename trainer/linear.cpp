@@ -6,19 +6,19 @@
 namespace lorashard {
 namespace {
 
-// The A factors of a group's adapted layers as one matrix (rank_sum, this rank's columns): they lie
-// one after the other in a flat buffer (Factors).
+// The A factors of a group's adapted modules as one matrix (lora_rank, this rank's columns): they
+// lie one after the other in a flat buffer (Factors).
 Matrix stacked_a(const LinearGroup& group, float* flat) {
   for (const Linear& l : group.linears) {
     if (!l.lora) continue;
     Matrix a = Factors::local_a(*l.lora, flat);
-    a.rows = group.rank_sum;
+    a.rows = group.lora_rank;
     return a;
   }
   return {};
 }
 
-// The mask on the input of one layer's A.
+// The dropout mask on the input of one module's A.
 DropoutMask mask_of(const LinearContext& c, const LoraModule& m) {
   return {c.dropout.seed, m.site, c.dropout.row_keys, m.a_cols.begin, c.dropout.rate};
 }
@@ -26,9 +26,8 @@ DropoutMask mask_of(const LinearContext& c, const LoraModule& m) {
 }  // namespace
 
 void linear_group_forward(const LinearContext& c, const LinearGroup& group,
-                          std::span<const Matrix> y, ConstMatrix x, Matrix u, bool with_bias,
-                          bool reuse_u) {
-  if (group.adapted() && !reuse_u) {
+                          std::span<const Matrix> y, ConstMatrix x, Matrix u, DownProjection down) {
+  if (group.adapted() && down == DownProjection::Compute) {
     if (c.dropout.rate == 0) {
       matmul_nt(c.stream, u, x, stacked_a(group, c.values));
     } else {
@@ -44,10 +43,7 @@ void linear_group_forward(const LinearContext& c, const LinearGroup& group,
   int64_t column = 0;
   for (size_t j = 0; j < group.linears.size(); ++j) {
     const Linear& l = group.linears[j];
-    if (with_bias && l.bias)
-      matmul_nt_bias(c.stream, y[j], x, l.weight, l.bias);
-    else
-      matmul_nt(c.stream, y[j], x, l.weight);
+    frozen_forward(c.stream, y[j], x, l.weight, group.row_parallel ? ConstMatrix{} : l.bias);
     if (!l.lora) continue;
     matmul_nt(c.stream, y[j], u.col_range(column, l.lora->rank),
               Factors::local_b(*l.lora, c.values), l.lora->scaling, 1);
@@ -57,11 +53,11 @@ void linear_group_forward(const LinearContext& c, const LinearGroup& group,
 
 void linear_group_backward(const LinearContext& c, const LinearGroup& group, Matrix dx,
                            std::span<const ConstMatrix> dy, ConstMatrix x, ConstMatrix u) {
-  const Matrix t = group.adapted() ? c.t.block(0, x.rows, 0, group.rank_sum) : Matrix{};
+  const Matrix t = group.adapted() ? c.t.block(0, x.rows, 0, group.lora_rank) : Matrix{};
   int64_t column = 0;
   for (size_t j = 0; j < group.linears.size(); ++j) {
     const Linear& l = group.linears[j];
-    if (dx) matmul_nn(c.stream, dx, dy[j], l.weight, 1, j == 0 ? 0 : 1);
+    if (dx) frozen_backward(c.stream, dx, dy[j], l.weight, j == 0 ? 0 : 1);
     if (!l.lora) continue;
     const LoraModule& m = *l.lora;
     // dB += scaling dy^T u;  t = scaling dy B.
@@ -73,7 +69,7 @@ void linear_group_backward(const LinearContext& c, const LinearGroup& group, Mat
   }
   if (!group.adapted()) return;
   if (c.dropout.rate == 0) {
-    // dA += t^T x;  dx += t A, for all layers at once.
+    // dA += t^T x;  dx += t A, for all modules at once.
     matmul_tn(c.stream, stacked_a(group, c.gradients), t, x, 1, 1);
     if (dx) matmul_nn(c.stream, dx, t, stacked_a(group, c.values), 1, 1);
     return;

@@ -1,5 +1,5 @@
-// Groups of frozen linear layers with their LoRA parts, forward and backward. No collective happens
-// here: callers reduce what the base needs reduced (DESIGN.md, invariant 2).
+// Groups of frozen linear modules with their LoRA parts, forward and backward. No collective
+// happens here: callers reduce what the base needs reduced (DESIGN.md, invariant 2).
 #pragma once
 
 #include <span>
@@ -21,15 +21,19 @@ struct LinearContext {
   float* values;     // flat factors, null without an adapter
   float* gradients;  // flat gradients, null in forward-only use
   DropoutState dropout;
-  Matrix t;  // (T, >= rank_sum) F32 scratch
+  Matrix t;  // (T, >= lora_rank) F32 scratch
 };
 
-// y_j(T,N_j) = x(T,K) W_j^T [+ bias_j if with_bias] + scaling_j dropout(x) A_j^T B_j^T for each
-// layer j; u(T, rank_sum) F32 = dropout(x) A^T of the adapted ones, kept for backward. With
-// reuse_u, u is taken as it stands from an earlier forward pass of the same x.
+// Where a forward pass has u = dropout(x) A^T from: computed, or kept from an earlier pass over the
+// same x (activation checkpointing keeps it, because it costs a read of all of x).
+enum class DownProjection : uint8_t { Compute, Keep };
+
+// y_j(T,N_j) = x(T,K) W_j^T [+ bias_j, unless the group is row-parallel] + scaling_j dropout(x)
+// A_j^T B_j^T for each module j; u(T,lora_rank) F32 = dropout(x) A^T of the adapted ones, kept for
+// backward.
 void linear_group_forward(const LinearContext& c, const LinearGroup& group,
-                          std::span<const Matrix> y, ConstMatrix x, Matrix u, bool with_bias,
-                          bool reuse_u);
+                          std::span<const Matrix> y, ConstMatrix x, Matrix u,
+                          DownProjection down = DownProjection::Compute);
 
 // Adds the factors' gradients to c.gradients and, unless dx is empty,
 // dx(T,K) = sum_j dy_j W_j + scaling_j dropout(dy_j B_j A_j).

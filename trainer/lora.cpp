@@ -11,27 +11,6 @@
 #include "kernels/transfer.h"
 
 namespace lorashard {
-namespace {
-
-// Layers whose inputs are the same tensor: 0 q k v, 1 o, 2 gate up, 3 down.
-int input_group(Split split) {
-  switch (split) {
-    case Split::QueryRows:
-    case Split::KvRows:
-      return 0;
-    case Split::QueryCols:
-      return 1;
-    case Split::RowFeatures:
-      return 2;
-    case Split::ColFeatures:
-      return 3;
-    default:
-      return 4;
-  }
-}
-
-}  // namespace
-
 Factors::Factors(Stream& stream, const ModelConfig& model, const std::vector<LinearModule>& modules,
                  const AdapterConfig& config, int tp_rank, int tp_size, int64_t tail)
     : config_(config), tail_(tail), stream_(&stream) {
@@ -57,7 +36,7 @@ Factors::Factors(Stream& stream, const ModelConfig& model, const std::vector<Lin
   for (size_t begin = 0; begin < modules_.size();) {
     size_t end = begin;
     while (end < modules_.size() && modules_[end].linear.layer == modules_[begin].linear.layer &&
-           input_group(modules_[end].linear.split) == input_group(modules_[begin].linear.split)) {
+           modules_[end].linear.group == modules_[begin].linear.group) {
       ++end;
     }
     for (size_t i = begin; i < end; ++i) {

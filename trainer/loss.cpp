@@ -5,10 +5,10 @@
 
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
-#include "kernels/matmul.h"
 #include "kernels/profile.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rows.h"
+#include "parallel/tensor_region.h"
 #include "trainer/activations.h"
 
 namespace lorashard {
@@ -85,7 +85,7 @@ void LossHead::forward_backward(ConstMatrix x, Matrix dx) {
     const int64_t begin = count * chunk / chunks, n = count * (chunk + 1) / chunks - begin;
     const Matrix logits = at_.logits.row_range(0, n);
     const int32_t* chunk_labels = staged_labels_ + begin;
-    matmul_nt(stream_, logits, normed.row_range(begin, n), weights_.head);
+    frozen_forward(stream_, logits, normed.row_range(begin, n), weights_.head);
     // Each rank's statistics in its own slot, zero elsewhere: the sum is a gather that also works
     // on device memory.
     const Matrix all = at_.stats.row_range(0, n * tensor_.size());
@@ -96,10 +96,10 @@ void LossHead::forward_backward(ConstMatrix x, Matrix dx) {
     cross_entropy_combine(stream_, lse, sum(), all, tensor_.size());
     if (!dx) continue;
     cross_entropy_gradient(stream_, logits, lse, chunk_labels, weights_.vocabulary.begin, 1.0f);
-    matmul_nn(stream_, d_normed.row_range(begin, n), logits, weights_.head);
+    frozen_backward(stream_, d_normed.row_range(begin, n), logits, weights_.head);
   }
   if (dx) {
-    tensor_.all_reduce_sum(stream_, d_normed, "loss.head_backward");
+    enter_region_backward(tensor_, stream_, d_normed, "loss.head_backward");
     rms_norm_backward(stream_, d_normed, d_normed, picked, rstd, weights_.final_norm,
                       config_.norm_gain_offset, false);
     scatter_rows(stream_, dx, d_normed, staged_rows_);
@@ -110,7 +110,7 @@ void LossHead::logits(ConstMatrix x, int64_t row, Matrix logits) {
   const Matrix normed = at_.normed.row_range(0, 1);
   rms_norm_forward(stream_, normed, {}, x.row_range(row, 1), weights_.final_norm,
                    config_.rms_norm_eps, config_.norm_gain_offset);
-  matmul_nt(stream_, logits, normed, weights_.head);
+  frozen_forward(stream_, logits, normed, weights_.head);
 }
 
 }  // namespace lorashard

@@ -1,5 +1,7 @@
 #include "trainer/model.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <cassert>
@@ -7,9 +9,9 @@
 #include <numeric>
 
 #include "kernels/elementwise.h"
-#include "kernels/embedding.h"
 #include "kernels/profile.h"
 #include "kernels/transfer.h"
+#include "parallel/tensor_region.h"
 
 namespace lorashard {
 
@@ -52,10 +54,10 @@ Model::Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, F
                   config.rope, config.head_dim);
   copy_to_device(stream, rope_table_.data, rope.data(), int64_t(rope_memory_.bytes()));
   for (int64_t l = 0; l < config.layers; ++l) {
-    const std::string prefix = "layer." + std::to_string(l) + ".";
-    labels_.push_back({prefix + "attention.forward", prefix + "mlp.forward",
-                       prefix + "attention.backward", prefix + "mlp.backward", prefix + "forward",
-                       prefix + "backward"});
+    for (const char* name : {"attention", "mlp"}) {
+      const std::string label = fmt::format("layer.{}.{}", l, name);
+      labels_.push_back({label + ".forward", label + ".backward"});
+    }
   }
   plan();
 }
@@ -130,7 +132,7 @@ MicroBatch Model::largest_micro_batch() const {
 void Model::use_factors(Factors* factors) {
   assert(!options_.training);
   factors_ = factors;
-  attach_factors(weights_, config_, factors);
+  attach_factors(weights_, factors);
   plan();
 }
 
@@ -193,9 +195,9 @@ std::vector<LayerPart> Model::stage_parts(const MicroBatch& batch, bool training
 
 void Model::embed(const int32_t* ids, int64_t tokens) {
   const Matrix x = activations_.residual[0].row_range(0, tokens);
-  embedding_forward(stream_, x, ids, weights_.embedding, weights_.vocabulary.begin,
-                    config_.embedding_scale);
-  tensor_.all_reduce_sum(stream_, x, "embedding");
+  frozen_rows(stream_, x, ids, weights_.embedding, weights_.vocabulary.begin,
+              config_.embedding_scale);
+  leave_region(tensor_, stream_, x, "embedding");
 }
 
 LayerStack Model::stack() const {
@@ -278,7 +280,7 @@ void Model::decode(DecodeState& state, std::span<const int32_t> tokens, std::spa
     fill_zero(stream_, all);
     loss_.logits(activations_.residual.back(), n - 1,
                  all.col_range(weights_.vocabulary.begin, weights_.vocabulary.size()));
-    tensor_.all_reduce_sum(stream_, all, "logits");
+    leave_region(tensor_, stream_, all, "logits");
     copy_to_host(stream_, logits.data(), all.data, int64_t(logits.size_bytes()));
   }
 }

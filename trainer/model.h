@@ -89,7 +89,7 @@ class Model {
   Buffer memory_, rope_memory_;
   Activations activations_;
   Matrix rope_table_;
-  std::vector<BlockLabels> labels_;
+  std::vector<SublayerLabels> labels_;
   LossHead loss_;
   Staged<int32_t> ids_, positions_, offsets_[2], kv_offsets_;
   std::vector<int32_t> part_offsets_[2];

@@ -89,8 +89,8 @@ TEST(Nccl, SumsInHalves) {
     std::vector<CollectiveCall> trace;
     world.set_trace(&trace);
     for (int round = 0; round < 40; ++round) {  // more than the ring of sums under way
-      const SumTicket first = world.all_reduce_sum_begin(stream, x.matrix, "first");
-      const SumTicket second = world.all_reduce_sum_begin(stream, y.matrix, "second");
+      const ReduceTicket first = world.all_reduce_sum_begin(stream, x.matrix, "first");
+      const ReduceTicket second = world.all_reduce_sum_begin(stream, y.matrix, "second");
       world.all_reduce_sum_wait(stream, first);
       world.all_reduce_sum_wait(stream, second);
       const float factor = float(1 << (round + 1));

@@ -136,14 +136,14 @@ void Pass::normed_query_key() {
 
 void Pass::project_qkv(const BlockShape& b, bool adds, bool reuse_u) {
   half_norm(adds);
-  group_forward(b.qkv, reuse_u);
+  group_forward(b.groups[InputGroup::QKV], reuse_u);
   if (!d_.qk_norm) rotate();
   normed_query_key();
 }
 
 void Pass::project_gate_up(const BlockShape& b, bool adds, bool reuse_u) {
   half_norm(adds);
-  group_forward(b.gate_up, reuse_u);
+  group_forward(b.groups[InputGroup::GateUp], reuse_u);
 }
 
 // q k^T and p v.
@@ -168,14 +168,14 @@ void Pass::forward(const BlockShape& b, bool first, bool last) {
   tally_.set_part("forward");
   project_qkv(b, !first, false);
   attend(b);
-  group_forward(b.o, false);
+  group_forward(b.groups[InputGroup::O], false);
   reduce("attention.forward", d_.hidden);
   project_gate_up(b, true, false);
   tally_.pass("gated_activation_forward", 3 * rows(d_.features));
-  group_forward(b.down, false);
+  group_forward(b.groups[InputGroup::Down], false);
   reduce("mlp.forward", d_.hidden);
   if (!last) return;
-  if (b.down.bias) tally_.pass("add_bias", 2 * rows(d_.hidden));
+  if (b.groups[InputGroup::Down].bias) tally_.pass("add_bias", 2 * rows(d_.hidden));
   tally_.pass("add", 3 * rows(d_.hidden));
 }
 
@@ -192,21 +192,22 @@ void Pass::recompute(const BlockShape& b, Keep kept) {
 void Pass::backward(const BlockShape& b, bool lowest) {
   tally_.set_part("backward");
   const bool below_qkv = !lowest;
-  const bool below_o = below_qkv || b.qkv.adapted();
-  const bool below_gate_up = below_o || b.o.adapted();
-  const bool below_down = below_gate_up || b.gate_up.adapted();
+  const bool below_o = below_qkv || b.groups[InputGroup::QKV].adapted();
+  const bool below_gate_up = below_o || b.groups[InputGroup::O].adapted();
+  const bool below_down = below_gate_up || b.groups[InputGroup::GateUp].adapted();
 
-  if (b.down.adapted()) tally_.pass("gated_activation_forward", 3 * rows(d_.features));
-  group_backward(b.down, below_down);
+  if (b.groups[InputGroup::Down].adapted())
+    tally_.pass("gated_activation_forward", 3 * rows(d_.features));
+  group_backward(b.groups[InputGroup::Down], below_down);
   if (!below_down) return;
   tally_.pass("gated_activation_backward", 5 * rows(d_.features));
-  if (b.gate_up.adapted()) norm(d_.hidden);
-  group_backward(b.gate_up, below_gate_up);
+  if (b.groups[InputGroup::GateUp].adapted()) norm(d_.hidden);
+  group_backward(b.groups[InputGroup::GateUp], below_gate_up);
   if (!below_gate_up) return;
   reduce("mlp.backward", d_.hidden);
   norm_backward(d_.hidden, true);
 
-  group_backward(b.o, below_o);
+  group_backward(b.groups[InputGroup::O], below_o);
   if (!below_o) return;
   normed_query_key();
   attend_backward(b);
@@ -215,8 +216,8 @@ void Pass::backward(const BlockShape& b, bool lowest) {
     norm_backward(d_.q_width, false);
     norm_backward(d_.kv_width, false);
   }
-  if (b.qkv.adapted()) norm(d_.hidden);
-  group_backward(b.qkv, below_qkv);
+  if (b.groups[InputGroup::QKV].adapted()) norm(d_.hidden);
+  group_backward(b.groups[InputGroup::QKV], below_qkv);
   if (!below_qkv) return;
   reduce("attention.backward", d_.hidden);
   norm_backward(d_.hidden, true);

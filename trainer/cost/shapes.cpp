@@ -1,7 +1,7 @@
 #include "trainer/cost/shapes.h"
 
 #include <algorithm>
-#include <array>
+#include <map>
 
 #include "parallel/shard.h"
 #include "trainer/loss.h"
@@ -9,28 +9,12 @@
 namespace lorashard {
 namespace {
 
-GroupShape BlockShape::*group_of(Split split) {
-  switch (split) {
-    case Split::QueryRows:
-    case Split::KvRows:
-      return &BlockShape::qkv;
-    case Split::QueryCols:
-      return &BlockShape::o;
-    case Split::RowFeatures:
-      return &BlockShape::gate_up;
-    default:
-      return &BlockShape::down;
-  }
-}
-
 // The weights as plan_activations looks at them: ranks of adapted groups alone.
 std::vector<BlockWeights> without_data(const std::vector<BlockShape>& blocks) {
   std::vector<BlockWeights> weights(blocks.size());
   for (size_t l = 0; l < blocks.size(); ++l) {
-    weights[l].qkv.rank_sum = blocks[l].qkv.rank_sum;
-    weights[l].o.rank_sum = blocks[l].o.rank_sum;
-    weights[l].gate_up.rank_sum = blocks[l].gate_up.rank_sum;
-    weights[l].down.rank_sum = blocks[l].down.rank_sum;
+    for (const InputGroup g : kInputGroups)
+      weights[l].groups[g].lora_rank = blocks[l].groups[g].rank_sum;
   }
   return weights;
 }
@@ -57,6 +41,10 @@ ActivationDims activation_dims(const TrainingJob& job, int rank,
 
 }  // namespace
 
+bool BlockShape::adapted() const {
+  return std::any_of(groups.begin(), groups.end(), [](const auto& g) { return g.adapted(); });
+}
+
 std::vector<AdaptedLinear> adapted_linears(const std::vector<LinearModule>& modules,
                                            const AdapterConfig& config) {
   std::vector<AdaptedLinear> adapted;
@@ -68,31 +56,26 @@ RankShape rank_shape(const TrainingJob& job, int tensor_rank) {
   const ModelConfig& c = job.model;
   RankShape shape;
   shape.blocks.resize(size_t(c.layers));
-  // Both lists are in layer order, then q k v o gate up down.
-  const std::vector<LinearModule> all = linear_modules(c);
-  std::vector<int64_t> ranks(all.size());
+  std::map<std::string, int64_t> ranks;
   for (const AdaptedLinear& a : job.adapted) {
-    const auto found =
-        std::find_if(all.begin() + a.linear.layer * 7, all.begin() + (a.linear.layer + 1) * 7,
-                     [&](const auto& m) { return m.name == a.linear.name; });
-    ranks[size_t(found - all.begin())] = a.rank;
+    ranks[a.linear.name] = a.rank;
     shape.factor_elements += a.rank * (a.linear.in_features + a.linear.out_features);
   }
-  for (size_t i = 0; i < all.size(); ++i) {
-    const LinearModule& m = all[i];
-    GroupShape& group = shape.blocks[size_t(m.layer)].*group_of(m.split);
-    const TensorPart part =
-        tensor_part(c, m.split, m.out_features, m.in_features, tensor_rank, job.tensor);
-    group.linears.push_back(
-        {part.row_end - part.row_begin, part.col_end - part.col_begin, ranks[i]});
-    group.rank_sum += ranks[i];
+  for (int64_t l = 0; l < c.layers; ++l) {
+    for (const LayerModule& m : layer_modules(c, l)) {
+      if (m.kind != LayerModule::Kind::Linear) continue;
+      GroupShape& group = shape.blocks[size_t(l)].groups[m.group];
+      const TensorPart part =
+          tensor_part(c, m.split, m.out_features, m.in_features, tensor_rank, job.tensor);
+      const auto found = ranks.find(layer_prefix(l) + m.name);
+      const int64_t rank = found == ranks.end() ? 0 : found->second;
+      group.linears.push_back({part.row_end - part.row_begin, part.col_end - part.col_begin, rank});
+      group.rank_sum += rank;
+      group.bias = m.bias;
+    }
   }
   for (size_t l = 0; l < shape.blocks.size(); ++l) {
-    BlockShape& b = shape.blocks[l];
-    b.qkv.bias = c.qkv_bias;
-    b.o.bias = c.o_bias;
-    b.gate_up.bias = b.down.bias = c.mlp_bias;
-    b.window = c.layer_window.empty() ? 0 : c.layer_window[l];
+    shape.blocks[l].window = c.layer_window.empty() ? 0 : c.layer_window[l];
   }
   for (const TensorSpec& t : model_tensors(c)) {
     const TensorPart p = tensor_part(c, t.split, t.rows, t.cols, tensor_rank, job.tensor);

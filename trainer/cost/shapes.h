@@ -50,11 +50,9 @@ struct GroupShape {
 };
 
 struct BlockShape {
-  GroupShape qkv, o, gate_up, down;
+  PerGroup<GroupShape> groups;
   int64_t window = 0;
-  bool adapted() const {
-    return qkv.adapted() || o.adapted() || gate_up.adapted() || down.adapted();
-  }
+  bool adapted() const;
 };
 
 struct RankShape {
