@@ -20,7 +20,7 @@ mpi=(libopenmpi-dev openmpi-bin)
 print=no
 for option in "$@"; do
   case $option in
-    --tests) packages+=(libgtest-dev libgmock-dev clang-format xz-utils libboost-context-dev) ;;
+    --tests) packages+=(ccache libgtest-dev libgmock-dev clang-format xz-utils libboost-context-dev) ;;
     --bench) packages+=(libbenchmark-dev) ;;
     --mpich) mpi=(libmpich-dev mpich) ;;
     --print) print=yes ;;

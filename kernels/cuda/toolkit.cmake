@@ -4,7 +4,8 @@
 #   AUTO  ON where everything is there and a driver is loaded, else OFF
 #   SIM   as C++ against the simulator of tests/cudasim; needs the toolkit's headers only
 # Sets LORASHARD_CUDA_BUILD to ON, OFF or SIM and makes the target cuda_libraries for the first and
-# the last.
+# the last. Only targets that call CUDA compile with it (PRIVATE): everything else has one object for
+# every backend, which ccache compiles once.
 set(LORASHARD_CUDA AUTO CACHE STRING "The CUDA backend: ON, OFF, AUTO or SIM")
 set_property(CACHE LORASHARD_CUDA PROPERTY STRINGS ON OFF AUTO SIM)
 if(NOT LORASHARD_CUDA MATCHES "^(ON|OFF|AUTO|SIM)$")
@@ -32,7 +33,7 @@ function(lorashard_cuda_sources target folder)
   file(GLOB host CONFIGURE_DEPENDS ${folder}/*.cpp)
   file(GLOB device CONFIGURE_DEPENDS ${folder}/*.cu)
   target_sources(${target} PRIVATE ${host} ${device})
-  target_link_libraries(${target} PUBLIC cuda_libraries)
+  target_link_libraries(${target} PRIVATE cuda_libraries)
   lorashard_kernel_options(${device})
 endfunction()
 
@@ -96,7 +97,7 @@ else()
   endif()
   set(CMAKE_CUDA_STANDARD 20)
   if(CCACHE)
-    set(CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE})
+    set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_CXX_COMPILER_LAUNCHER})
   endif()
   # None of these needs a driver to load: the program starts, and runs on the CPU, without one.
   target_link_libraries(cuda_libraries INTERFACE

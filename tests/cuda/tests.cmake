@@ -11,11 +11,11 @@ endif()
 
 file(GLOB kernels_of_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/cuda/*.cu)
 lorashard_kernel_options(${kernels_of_tests})
-lorashard_test(cuda parallel PROPERTIES ${cuda_properties})
+lorashard_test(cuda parallel cuda_libraries PROPERTIES ${cuda_properties})
 target_sources(test_cuda PRIVATE ${kernels_of_tests})
 
 add_executable(test_nccl cuda/nccl_main.cpp)
-target_link_libraries(test_nccl PRIVATE own_signals parallel GTest::gtest)
+target_link_libraries(test_nccl PRIVATE own_signals parallel cuda_libraries GTest::gtest)
 foreach(ranks 2 3)
   lorashard_mpi_test(cuda.NcclRanks${ranks} test_nccl ${ranks})
   set_tests_properties(cuda.NcclRanks${ranks} PROPERTIES ${cuda_properties})
@@ -23,6 +23,9 @@ endforeach()
 
 # The trainer and the program once more, with the CUDA backend.
 function(lorashard_program_on_cuda)
+  add_library(cuda_step_test OBJECT trainer/cuda_step_test.cpp)
+  target_link_libraries(cuda_step_test PRIVATE trainer test_support cuda_libraries)
+  target_link_libraries(test_trainer PRIVATE cuda_step_test)
   set(on_cuda ${cuda_properties} ENVIRONMENT LORASHARD_TEST_BACKEND=CUDA)
   gtest_discover_tests(test_trainer TEST_PREFIX cuda.trainer. DISCOVERY_TIMEOUT 60
     TEST_LIST cuda_trainer_tests TEST_FILTER

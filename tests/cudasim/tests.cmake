@@ -47,16 +47,15 @@ if(NOT LORASHARD_SANITIZE)
   file(GLOB program_kernels CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/kernels/cuda/*.cu)
   lorashard_kernel_options(${program_kernels})
   add_library(race_program_kernels OBJECT EXCLUDE_FROM_ALL ${program_kernels} ${kernels_of_tests})
-  target_link_libraries(race_program_kernels PRIVATE kernels)
+  target_link_libraries(race_program_kernels PRIVATE kernels cuda_libraries)
   target_compile_options(race_program_kernels PRIVATE -fsanitize=thread -O1)
   get_target_property(host_tests test_cuda SOURCES)
   list(FILTER host_tests INCLUDE REGEX "_test\\.cpp$")
   lorashard_race_check(test_cuda_races ${host_tests} $<TARGET_OBJECTS:race_program_kernels>)
   set_target_properties(test_cuda_races PROPERTIES EXCLUDE_FROM_ALL ON)
-  target_link_libraries(test_cuda_races PRIVATE parallel test_support GTest::gtest_main
+  target_link_libraries(test_cuda_races PRIVATE parallel cuda_libraries test_support GTest::gtest_main
     GTest::gmock)
-  target_compile_definitions(test_cuda_races PRIVATE
-    LORASHARD_SOURCE_DIR="${PROJECT_SOURCE_DIR}" LORASHARD_BINARY_DIR="${PROJECT_BINARY_DIR}")
+  target_compile_definitions(test_cuda_races PRIVATE LORASHARD_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
   add_test(NAME cuda.Races COMMAND test_cuda_races
     --gtest_filter=-Nccl.*:*Reverse*:*Random* --gtest_brief=1)
   set_tests_properties(cuda.Races PROPERTIES TIMEOUT 600 ENVIRONMENT "OMP_NUM_THREADS=1")

@@ -27,14 +27,14 @@ TEST(InterruptedExport, LeavesNothingAndClearsWhatAKilledOneLeft) {
   for (const std::string format : {"merged", "shards", "peft"}) {
     SCOPED_TRACE(format);
     Command slow = scene.command(0, export_of(scene, format, out));
-    slow.environment["LD_PRELOAD"] = SLOW_FSYNC;
+    slow.environment["LD_PRELOAD"] = kSlowFsync;
     slow.environment["SLOW_FSYNC_S"] = "30";
     slow.environment["XDG_CACHE_HOME"] =
         "/proc/none";  // the export's is the first file to be synced
     const auto stopped_by = [&](int signal) {
       Process job(slow);
       EXPECT_TRUE(job.wait_until([&] { return leftovers(out) > 0; }));
-      const std::vector<pid_t> programs = job.find(LORASHARD_PROGRAM);
+      const std::vector<pid_t> programs = job.find(kLorashard);
       EXPECT_EQ(programs.size(), 1u);
       if (!programs.empty()) ::kill(programs[0], signal);
       const Outcome done = job.wait();

@@ -25,8 +25,7 @@ struct TwoDisks : Scene {
     c.arguments = {MPIEXEC};
     for (int r = 0; r < 2; ++r) {
       if (r > 0) c.arguments.push_back(":");
-      c.arguments.insert(c.arguments.end(),
-                         {"-n", "1", "--wdir", disks[r].string(), LORASHARD_PROGRAM});
+      c.arguments.insert(c.arguments.end(), {"-n", "1", "--wdir", disks[r].string(), kLorashard});
       c.arguments.insert(c.arguments.end(), both.begin(), both.end());
       if (r > 0) c.arguments.insert(c.arguments.end(), second.begin(), second.end());
     }

@@ -84,7 +84,7 @@ TEST(LostRank, ThatIsKilledTakesTheJobWithIt) {
   const EndlessRun scene;
   Process job = scene.start(3, {"--set", "parallel.tensor=3"});
   ASSERT_TRUE(job.wait_until([&] { return scene.has_begun(); })) << job.wait().text();
-  const std::vector<pid_t> ranks = job.find(LORASHARD_PROGRAM);
+  const std::vector<pid_t> ranks = job.find(kLorashard);
   ASSERT_EQ(ranks.size(), 3u);
   const double failed = now();
   ::kill(ranks[1], SIGKILL);

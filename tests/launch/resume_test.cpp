@@ -28,7 +28,7 @@ struct LongRun : Scene {
 // Every rank of the running job (0: one process without mpirun) gets `signal`, as from a cluster
 // that takes its machine back.
 void signal_ranks(const Process& job, int ranks, int signal) {
-  const std::vector<pid_t> pids = job.find(LORASHARD_PROGRAM);
+  const std::vector<pid_t> pids = job.find(kLorashard);
   EXPECT_EQ(int(pids.size()), std::max(ranks, 1));
   for (const pid_t pid : pids) ::kill(pid, signal);
 }
@@ -100,7 +100,7 @@ TEST(StopSignals, EndWithACheckpointAndTheRunContinuesAtOtherLayouts) {
     signal_ranks(job, ranks, signal);
     // The same wish from two sides, as when a batch system signals mpirun and its ranks.
     if (job.running()) {
-      for (const pid_t pid : job.find(LORASHARD_PROGRAM)) ::kill(pid, signal);
+      for (const pid_t pid : job.find(kLorashard)) ::kill(pid, signal);
     }
     const Outcome done = job.wait();
     ASSERT_EQ(done.status, 128 + signal) << done.text();

@@ -14,7 +14,7 @@ TEST(RunFolder, IsWorkedInByOneJob) {
   Process first(scene.command(0, scene.configured("train", longer)));
   const auto steps_done = [&] { return json_lines(scene.run / "metrics.jsonl").size(); };
   ASSERT_TRUE(first.wait_until([&] { return steps_done() > 4; })) << first.wait().text();
-  const std::string name = "process " + std::to_string(first.find(LORASHARD_PROGRAM).at(0));
+  const std::string name = "process " + std::to_string(first.find(kLorashard).at(0));
   longer.push_back("--resume");
   for (const int ranks : {0, 2}) {
     expect_one_error(scene.train(ranks, longer), 2, scene.config.string() + ":9:10",
@@ -23,7 +23,7 @@ TEST(RunFolder, IsWorkedInByOneJob) {
   expect_one_error(scene.train(0), 2, scene.config.string() + ":9:10", {"holds a run"});
   const size_t before = steps_done();
   EXPECT_TRUE(first.wait_until([&] { return steps_done() > before + 3; }));
-  for (const pid_t pid : first.find(LORASHARD_PROGRAM)) ::kill(pid, SIGKILL);
+  for (const pid_t pid : first.find(kLorashard)) ::kill(pid, SIGKILL);
   EXPECT_NE(first.wait().status, 0);
 
   const fs::path latest = scene.run / "checkpoints/latest";

@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/launch/programs.h"
 #include "tests/support/process.h"
 #include "tests/support/temp_dir.h"
 #include "tests/support/text.h"
@@ -90,7 +91,7 @@ struct Scene {
   Command command(int ranks, const std::vector<std::string>& arguments) const {
     Command c;
     if (ranks > 0) c.arguments = {MPIEXEC, "-n", std::to_string(ranks)};
-    c.arguments.push_back(LORASHARD_PROGRAM);
+    c.arguments.push_back(kLorashard);
     c.arguments.insert(c.arguments.end(), arguments.begin(), arguments.end());
     c.environment["XDG_CACHE_HOME"] = (dir / ".cache").string();
     return c;

@@ -21,7 +21,7 @@ using selftest::Verdict;
 Outcome self_tested(int ranks, const std::vector<std::string>& more = {}) {
   std::vector<std::string> command;
   if (ranks > 1) command = {MPIEXEC, "-n", std::to_string(ranks)};
-  command.insert(command.end(), {LORASHARD_PROGRAM, "selftest"});
+  command.insert(command.end(), {kLorashard, "selftest"});
   command.insert(command.end(), more.begin(), more.end());
   return run({.arguments = command, .time_limit_s = 300});
 }

@@ -59,7 +59,7 @@ struct LargeRun {
     Command c;
     if (ranks > 0) c.arguments = {MPIEXEC, "-n", std::to_string(ranks)};
     c.arguments.insert(c.arguments.end(), through.begin(), through.end());
-    c.arguments.push_back(LORASHARD_PROGRAM);
+    c.arguments.push_back(kLorashard);
     for (const std::string& a : arguments(ranks)) c.arguments.push_back(a);
     c.environment["XDG_CACHE_HOME"] = (dir / ".cache").string();
     return c;
@@ -70,7 +70,7 @@ struct LargeRun {
     c.arguments = {"bash", LORASHARD_SOURCE_DIR "/launch/run_nodes.sh", "-n",
                    std::to_string(ranks)};
     for (const std::string& a : arguments(ranks)) c.arguments.push_back(a);
-    c.environment["LORASHARD"] = LORASHARD_PROGRAM;
+    c.environment["LORASHARD"] = kLorashard;
     return c;
   }
   std::vector<std::string> arguments(int ranks) const {
@@ -104,8 +104,8 @@ TEST(Signals, OfATimerLeaveTheRunAsItIsBitForBit) {
     const Outcome reference = run(quiet.train(ranks));
     ASSERT_EQ(reference.status, 0) << reference.text();
     const std::string log = (disturbed.dir / "signals").string();
-    const Outcome done =
-        run(disturbed.train(ranks, {"env", "LD_PRELOAD=" SIGNAL_TIMER, "SIGNAL_TIMER_LOG=" + log}));
+    const Outcome done = run(disturbed.train(
+        ranks, {"env", std::string("LD_PRELOAD=") + kSignalTimer, "SIGNAL_TIMER_LOG=" + log}));
     ASSERT_EQ(done.status, 0) << done.text();
     EXPECT_EQ(disturbed.adapter(), quiet.adapter());
     std::istringstream lines(read_file(log));
@@ -134,7 +134,7 @@ TEST(Signals, TwentyStopsAtRandomMomentsLoseNothing) {
       ASSERT_TRUE(job.wait_until([&] { return stopped.steps_done() > before; }))
           << job.wait().text();
       sleep_ms(random() % 100);
-      for (const pid_t pid : job.find(LORASHARD_PROGRAM)) ::kill(pid, SIGTERM);
+      for (const pid_t pid : job.find(kLorashard)) ::kill(pid, SIGTERM);
       const Outcome done = job.wait();
       if (done.status == 0 && fs::exists(stopped.run / "adapter")) break;  // it came too late
       ASSERT_EQ(done.status, 143) << done.text();
@@ -157,7 +157,7 @@ TEST(StopSignals, LeaveALongAccumulationAndTheStepIsMadeAgain) {
     Process job(stopped.train(2));
     ASSERT_TRUE(job.wait_until([&] { return stopped.steps_done() == 1; })) << job.wait().text();
     sleep_ms(100);
-    const std::vector<pid_t> ranks = job.find(LORASHARD_PROGRAM);
+    const std::vector<pid_t> ranks = job.find(kLorashard);
     ASSERT_EQ(ranks.size(), 2u);
     ::kill(ranks[1], SIGTERM);
     const Outcome done = job.wait();
@@ -176,7 +176,7 @@ TEST(StopSignals, LeaveAnEvaluation) {
     Process job(scene.train(ranks));
     ASSERT_TRUE(job.wait_until([&] { return scene.steps_done() == 1; })) << job.wait().text();
     sleep_ms(500);  // the evaluation after step 2 takes seconds
-    for (const pid_t pid : job.find(LORASHARD_PROGRAM)) ::kill(pid, SIGINT);
+    for (const pid_t pid : job.find(kLorashard)) ::kill(pid, SIGINT);
     const Outcome done = job.wait();
     ASSERT_EQ(done.status, 130) << done.text();
     const std::vector<json> lines = json_lines(scene.run / "metrics.jsonl");
@@ -193,7 +193,7 @@ TEST(StopSignals, BeforeTheFirstStepClaimNoCheckpoint) {
     Process job(scene.train(ranks));
     ASSERT_TRUE(job.wait_until([&] { return fs::exists(scene.run / "config.textproto"); }))
         << job.wait().text();
-    for (const pid_t pid : job.find(LORASHARD_PROGRAM)) ::kill(pid, SIGTERM);
+    for (const pid_t pid : job.find(kLorashard)) ::kill(pid, SIGTERM);
     expect_one_error(job.wait(), 3, "start-up", {"SIGTERM", "no checkpoint"});
     EXPECT_FALSE(fs::exists(scene.run / "checkpoints"));
   }
@@ -206,7 +206,7 @@ TEST(StopSignals, ThroughTheLauncherLeaveTheStepItsTime) {
     const LargeRun scene(10000, 1);
     Process job(scene.launched(2));
     ASSERT_TRUE(job.wait_until([&] { return scene.steps_done() >= 2; })) << job.wait().text();
-    const std::vector<pid_t> ranks = job.find(LORASHARD_PROGRAM);
+    const std::vector<pid_t> ranks = job.find(kLorashard);
     ASSERT_EQ(ranks.size(), 2u);
     ::kill(ranks[1], SIGSTOP);
     // As a terminal does: to the whole process group, of which mpirun is no part.
@@ -256,7 +256,7 @@ TEST(PeakRss, IsOfTheRunAlone) {
 TEST(StopSignals, EndOtherCommands) {
   const LargeRun scene(2, 1, 2000);
   Command c = scene.train(0);
-  c.arguments = {LORASHARD_PROGRAM, "eval", scene.config.string()};
+  c.arguments = {kLorashard, "eval", scene.config.string()};
   for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGQUIT}) {
     Process job(c);
     sleep_ms(400);

@@ -16,7 +16,7 @@ TEST(SilentPeer, ThatIsStoppedEndsTheJobAndEveryOtherRankSaysSo) {
                                     "--set", "parallel.tensor=3"})));
   ASSERT_TRUE(job.wait_until([&] { return json_lines(scene.run / "metrics.jsonl").size() >= 3; }))
       << job.wait().text();
-  const std::vector<pid_t> ranks = job.find(LORASHARD_PROGRAM);
+  const std::vector<pid_t> ranks = job.find(kLorashard);
   ASSERT_EQ(ranks.size(), 3u);
   const double stopped = job.seconds();
   ::kill(ranks[1], SIGSTOP);
@@ -38,7 +38,7 @@ TEST(SilentPeer, ThatIsStoppedEndsTheJobAndEveryOtherRankSaysSo) {
 TEST(SilentPeer, ThatIsBusyIsWaitedFor) {
   const Scene scene;
   Command command = scene.command(2, scene.configured("train", {"--set", "parallel.timeout_s=1"}));
-  command.environment["LD_PRELOAD"] = SLOW_FSYNC;
+  command.environment["LD_PRELOAD"] = kSlowFsync;
   command.environment["SLOW_FSYNC_S"] = "4";
   const Outcome done = test::run(command);
   EXPECT_EQ(done.status, 0) << done.text();

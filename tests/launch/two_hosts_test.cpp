@@ -34,7 +34,7 @@ class TwoHosts : public testing::Test {
                    source / "launch/run_nodes.sh",
                    scene_.dir / "hosts"};
     for (const std::string& a : scene_.configured("train", more)) c.arguments.push_back(a);
-    c.environment = {{"LORASHARD", LORASHARD_PROGRAM},
+    c.environment = {{"LORASHARD", kLorashard},
                      {"XDG_CACHE_HOME", scene_.dir / ".cache"},
                      {"OMPI_MCA_plm_rsh_agent", "bash " + script_ + " agent " + name_},
                      {"OMPI_MCA_btl_tcp_if_include", "10.77.0.0/24"},

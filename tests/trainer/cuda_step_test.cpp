@@ -1,16 +1,13 @@
 // What a training step asks of a CUDA device: on the simulator, which counts, no memory and one
 // wait; on any device a micro-batch that runs as a CUDA graph.
-#include <gtest/gtest.h>
-
-#include "kernels/stream.h"
-
-#if LORASHARD_CUDA
 #include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
 
 #include "configs/config.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/device.h"
 #include "kernels/elementwise.h"
+#include "kernels/stream.h"
 #include "kernels/transfer.h"
 #include "parallel/threads.h"
 #include "tests/support/temp_dir.h"
@@ -198,5 +195,3 @@ INSTANTIATE_TEST_SUITE_P(Types, CudaGraph,
 
 }  // namespace
 }  // namespace lorashard::test
-
-#endif
