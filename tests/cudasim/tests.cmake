@@ -53,7 +53,7 @@ if(NOT LORASHARD_SANITIZE)
   list(FILTER host_tests INCLUDE REGEX "_test\\.cpp$")
   lorashard_race_check(test_cuda_races ${host_tests} $<TARGET_OBJECTS:race_program_kernels>)
   set_target_properties(test_cuda_races PROPERTIES EXCLUDE_FROM_ALL ON)
-  target_link_libraries(test_cuda_races PRIVATE parallel cuda_libraries test_support GTest::gtest_main
+  target_link_libraries(test_cuda_races PRIVATE parallel cuda_libraries GTest::gtest_main
     GTest::gmock)
   target_compile_definitions(test_cuda_races PRIVATE LORASHARD_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
   add_test(NAME cuda.Races COMMAND test_cuda_races
