@@ -9,6 +9,8 @@
 #include <iostream>
 
 #include "checkpoint/adapter.h"
+#include "checkpoint/adapter_base.h"
+#include "checkpoint/base_model.h"
 #include "checkpoint/export.h"
 #include "checkpoint/inspect.h"
 #include "checkpoint/training_state.h"

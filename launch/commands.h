@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "trainer/session.h"
+#include "trainer/compute.h"
 
 namespace lorashard {
 

@@ -3,7 +3,7 @@
 
 #include <functional>
 
-#include "trainer/session.h"
+#include "trainer/compute.h"
 
 namespace lorashard {
 

@@ -6,12 +6,15 @@
 #include <csignal>
 #include <optional>
 
+#include "checkpoint/adapter_base.h"
 #include "configs/error.h"
 #include "parallel/agree.h"
 #include "parallel/liveness.h"
 #include "trainer/agreed_inputs.h"
 #include "trainer/console.h"
 #include "trainer/data_check.h"
+#include "trainer/run_options.h"
+#include "trainer/session.h"
 #include "trainer/stop.h"
 #include "trainer/train.h"
 
@@ -68,16 +71,10 @@ int evaluate(const Config& config, const std::string& adapter_dir, const Ranks& 
     check_tensor_groups(config, world.size());
     base = BaseModel::open(run.model().path());
     check_tensor_degree(config, base->config());
-    data = open_dataset(config, run.data().eval(), *base);
+    data = Dataset::open(run.data().eval(), dataset_options(run, *base));
     if (!adapter_dir.empty()) adapter = read_adapter(adapter_dir, linear_modules(base->config()));
   });
-  std::vector<std::string> files{run.data().eval()};
-  for (const auto& more :
-       {adapter_files(adapter_dir),
-        model_files(base->path(), run.data().format() != RunConfig::Data::TOKENS)}) {
-    files.insert(files.end(), more.begin(), more.end());
-  }
-  agree_on_inputs(ranks, files);
+  agree_on_inputs(ranks, eval_files(run, adapter_dir));
   const std::vector<std::string> notes =
       check_data(*data, run.data().eval(), run, *base, ranks, stream.threads(), console);
   const std::string digest = base->digest(ranks.world);
@@ -93,9 +90,7 @@ int evaluate(const Config& config, const std::string& adapter_dir, const Ranks& 
     weights =
         load_weights(stream, *base, mesh.tp_rank, mesh.tp_size, factors ? &*factors : nullptr);
     model.emplace(stream, base->config(), weights, factors ? &*factors : nullptr, *mesh.tensor,
-                  ModelOptions{.activation_type = activation_type(run),
-                               .max_tokens = run.train().micro_batch_size() * run.data().seq_len(),
-                               .max_positions = run.data().seq_len()});
+                  eval_options(run));
   });
   tell_notes(console, base->notes());
   if (adapter) tell_notes(console, adapter_base_notes(*adapter, adapter_dir, *base));

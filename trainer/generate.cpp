@@ -8,6 +8,7 @@
 #include <numeric>
 #include <optional>
 
+#include "checkpoint/adapter_base.h"
 #include "checkpoint/file_io.h"
 #include "checkpoint/json_strict.h"
 #include "configs/error.h"
@@ -16,6 +17,7 @@
 #include "trainer/agreed_inputs.h"
 #include "trainer/console.h"
 #include "trainer/model.h"
+#include "trainer/session.h"
 #include "trainer/tokenizer/tokenizer.h"
 
 namespace lorashard {

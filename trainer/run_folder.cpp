@@ -105,27 +105,6 @@ void write_run(const std::function<void()>& body) {
   }
 }
 
-RunConfig resolved_config(const RunConfig& run, const LoraPlan& plan) {
-  RunConfig resolved = run;
-  auto& lora = *resolved.mutable_lora();
-  lora.set_rank(plan.config.rank);
-  lora.set_alpha(plan.config.alpha);
-  lora.set_use_rslora(plan.config.use_rslora);
-  lora.clear_rank_pattern();
-  lora.clear_alpha_pattern();
-  for (const auto& [key, rank] : plan.config.rank_pattern) {
-    auto& pattern = *lora.add_rank_pattern();
-    pattern.set_key(key);
-    pattern.set_value(rank);
-  }
-  for (const auto& [key, alpha] : plan.config.alpha_pattern) {
-    auto& pattern = *lora.add_alpha_pattern();
-    pattern.set_key(key);
-    pattern.set_value(alpha);
-  }
-  return resolved;
-}
-
 void write_run_config(const RunConfig& resolved, int64_t step) {
   const fs::path dir = resolved.output().dir(), path = dir / "config.textproto";
   const std::string text = to_textproto(resolved);

@@ -9,9 +9,9 @@
 #include <optional>
 #include <string>
 
+#include "checkpoint/file_io.h"
 #include "checkpoint/file_lock.h"
 #include "configs/config.h"
-#include "trainer/session.h"
 
 namespace lorashard {
 
@@ -56,10 +56,6 @@ std::unique_ptr<FolderLock> open_run_folder(const Config& config, bool resume);
 // Calls body, which writes into the run folder. An Error (status 3) in it gets the way on added:
 // after what failed is mended, --resume.
 void write_run(const std::function<void()>& body);
-
-// The settings, with those of the factors as the plan has them where they come from the adapter of
-// lora.init_from.
-RunConfig resolved_config(const RunConfig& run, const LoraPlan& plan);
 
 // Writes RUN/config.textproto, of the run that is at `step`. What it said before, if that was
 // something else, is kept as RUN/configs/until-step-NNNNNN.textproto. To be called when nothing can

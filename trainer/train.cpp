@@ -21,11 +21,13 @@
 #include "trainer/console.h"
 #include "trainer/data_check.h"
 #include "trainer/evaluate.h"
+#include "trainer/lora_plan.h"
 #include "trainer/model.h"
 #include "trainer/optimizer.h"
 #include "trainer/resume.h"
 #include "trainer/run_folder.h"
-#include "trainer/schedule.h"
+#include "trainer/run_options.h"
+#include "trainer/session.h"
 #include "trainer/setting_changes.h"
 #include "trainer/stop.h"
 
@@ -34,51 +36,6 @@ namespace {
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-ScheduleKind schedule_kind(const RunConfig& run) {
-  switch (run.schedule().kind()) {
-    case RunConfig::Schedule::LINEAR:
-      return ScheduleKind::Linear;
-    case RunConfig::Schedule::COSINE:
-      return ScheduleKind::Cosine;
-    default:
-      return ScheduleKind::Constant;
-  }
-}
-
-Recompute recompute(const RunConfig& run) {
-  switch (run.compute().recompute()) {
-    case RunConfig::Compute::Recompute::NONE:
-      return Recompute::None;
-    case RunConfig::Compute::Recompute::MLP:
-      return Recompute::Mlp;
-    case RunConfig::Compute::Recompute::FULL:
-      return Recompute::Full;
-    default:
-      return Recompute::Auto;
-  }
-}
-
-ModelOptions model_options(const RunConfig& run, const Stream& stream, int host_ranks) {
-  ModelOptions o;
-  o.activation_type = activation_type(run);
-  o.max_tokens = run.train().micro_batch_size() * run.data().seq_len();
-  o.max_positions = run.data().seq_len();
-  o.training = true;
-  o.recompute = recompute(run);
-  o.overlap =
-      run.parallel().has_overlap() ? run.parallel().overlap() : stream.backend() == Backend::CUDA;
-  o.memory_budget = activation_budget(stream, host_ranks);
-  o.dropout = float(run.lora().dropout());
-  o.seed = run.train().seed();
-  return o;
-}
-
-OptimizerSettings optimizer_settings(const RunConfig& run) {
-  const auto& o = run.optimizer();
-  return {float(o.beta1()), float(o.beta2()), float(o.epsilon()), float(o.weight_decay()),
-          o.max_grad_norm()};
 }
 
 // Every rank has the same sums here, so every rank throws alike.
@@ -90,18 +47,6 @@ void check_step(const StepCounts& sum, double norm, int64_t step) {
                           sum.loss_sum / double(std::max<int64_t>(1, sum.counted)), norm));
   error.on_all_ranks = true;
   throw error;
-}
-
-// The training data first.
-std::vector<std::string> input_files(const RunConfig& run) {
-  std::vector<std::string> files{run.data().train()};
-  if (!run.data().eval().empty()) files.push_back(run.data().eval());
-  for (const auto& more :
-       {adapter_files(run.lora().init_from()),
-        model_files(run.model().path(), run.data().format() != RunConfig::Data::TOKENS)}) {
-    files.insert(files.end(), more.begin(), more.end());
-  }
-  return files;
 }
 
 // Chrome's trace format (about:tracing, Perfetto): complete events, one process a rank.
@@ -238,15 +183,16 @@ void Trainer::open_inputs() {
     if (first_) check_run_folder(config_, options_.resume);
     base_ = BaseModel::open(run_.model().path());
     check_tensor_degree(config_, base_->config());
-    train_data_ = open_dataset(config_, run_.data().train(), *base_);
+    const DatasetOptions data = dataset_options(run_, *base_);
+    train_data_ = Dataset::open(run_.data().train(), data);
     if (!run_.data().eval().empty()) {
-      eval_data_ = open_dataset(config_, run_.data().eval(), *base_);
+      eval_data_ = Dataset::open(run_.data().eval(), data);
     }
   });
   std::vector<std::string> notes = base_->notes();
   counters_.seed = run_.train().seed();
   counters_.config_digest = settings_digest(run_);
-  counters_.data_digest = agree_on_inputs(ranks_, input_files(run_))[0];
+  counters_.data_digest = agree_on_inputs(ranks_, training_files(run_))[0];
   counters_.base_digest = base_->digest(ranks_.world);
   for (const auto& [data, path] :
        {std::pair{train_data_, run_.data().train()}, std::pair{eval_data_, run_.data().eval()}}) {
@@ -300,7 +246,7 @@ void Trainer::make_model() {
   run_agreed(world_, [&] {
     weights_ = load_weights(stream_, *base_, mesh_.tp_rank, mesh_.tp_size, &*factors_);
     model_.emplace(stream_, base_->config(), weights_, &*factors_, *mesh_.tensor,
-                   model_options(run_, stream_, ranks_.host_ranks));
+                   training_options(run_, stream_, ranks_.host_ranks));
     stream_.synchronize();  // an error of what was copied to the device belongs here
   });
   batches_.emplace(
@@ -343,9 +289,7 @@ StepMetrics Trainer::optimizer_step(const StepCounts& sum) {
   const int64_t step = counters_.step;
   const double norm = gradient_norm(sum);
   check_step(sum, norm, step + 1);
-  const double rate = run_.optimizer().learning_rate() *
-                      schedule_factor(schedule_kind(run_), step, run_.schedule().warmup_steps(),
-                                      run_.train().steps());
+  const double rate = learning_rate(run_, step);
   counters_.step = step + 1;
   if (sum.counted > 0) {
     apply_step(stream_, *factors_, optimizer_settings(run_), rate,

@@ -4,7 +4,7 @@
 #include <functional>
 
 #include "configs/config.h"
-#include "trainer/session.h"
+#include "trainer/compute.h"
 
 namespace lorashard {
 

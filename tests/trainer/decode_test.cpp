@@ -10,6 +10,7 @@
 #include "tests/trainer/golden_run.h"
 #include "trainer/generate.h"
 #include "trainer/model.h"
+#include "trainer/session.h"
 
 namespace lorashard::test {
 namespace {
