@@ -9,9 +9,7 @@
 #include "checkpoint/adapter_base.h"
 #include "configs/error.h"
 #include "parallel/agree.h"
-#include "parallel/liveness.h"
 #include "trainer/agreed_inputs.h"
-#include "trainer/console.h"
 #include "trainer/data_check.h"
 #include "trainer/run_options.h"
 #include "trainer/session.h"
@@ -54,48 +52,33 @@ EvalSum evaluate_loss(Model& model, std::shared_ptr<const Dataset> data, const s
 
 int evaluate(const Config& config, const std::string& adapter_dir, const Ranks& ranks) {
   const RunConfig& run = config.run;
-  std::vector<Setting> settings = settings_of(config);
-  settings.push_back({"--adapter", adapter_dir, "--adapter"});
-  agree_on_settings(ranks, settings);
-  set_peer_timeout(run.parallel().timeout_s());
-  const DeviceChoice device =
-      choose_device(run.compute().backend(), config.where("compute.backend"), ranks);
-  Compute compute(ranks, device, choose_threads(run.compute().threads(), ranks.host_ranks));
-  Communicator& world = compute.world();
-  Stream& stream = compute.stream();
-  Console console(world.rank() == 0);
-  std::unique_ptr<BaseModel> base;
+  Session session(ranks, session_options(config, {{"--adapter", adapter_dir, "--adapter"}}));
+  Console& console = session.console;
   std::shared_ptr<const Dataset> data;
   std::optional<Adapter> adapter;
-  run_agreed(world, [&] {
-    check_tensor_groups(config, world.size());
-    base = BaseModel::open(run.model().path());
-    check_tensor_degree(config, base->config());
-    data = Dataset::open(run.data().eval(), dataset_options(run, *base));
-    if (!adapter_dir.empty()) adapter = read_adapter(adapter_dir, linear_modules(base->config()));
+  run_agreed(session.world, [&] {
+    check_tensor_groups(config, ranks.world.size());
+    session.open_base(run.model().path(), run.parallel().tensor(), config.where("parallel.tensor"));
+    data = Dataset::open(run.data().eval(), dataset_options(run, *session.base));
+    if (!adapter_dir.empty())
+      adapter = read_adapter(adapter_dir, linear_modules(session.base->config()));
   });
   agree_on_inputs(ranks, eval_files(run, adapter_dir));
-  const std::vector<std::string> notes =
-      check_data(*data, run.data().eval(), run, *base, ranks, stream.threads(), console);
-  const std::string digest = base->digest(ranks.world);
-  const Mesh mesh = make_mesh(world, int(run.parallel().tensor()));
+  const std::vector<std::string> notes = check_data(*data, run.data().eval(), run, *session.base,
+                                                    ranks, session.stream.threads(), console);
+  session.digest_base();
+  session.form_mesh(run.parallel().tensor());
   std::optional<Factors> factors;
-  ModelWeights weights;
-  std::optional<Model> model;
-  run_agreed(world, [&] {
-    if (adapter) {
-      check_adapter_base(*adapter, adapter_dir, digest);
-      factors.emplace(factors_of(stream, base->config(), *adapter, mesh));
-    }
-    weights =
-        load_weights(stream, *base, mesh.tp_rank, mesh.tp_size, factors ? &*factors : nullptr);
-    model.emplace(stream, base->config(), weights, factors ? &*factors : nullptr, *mesh.tensor,
-                  eval_options(run));
+  run_agreed(session.world, [&] {
+    if (!adapter) return;
+    check_adapter_base(*adapter, adapter_dir, session.base_digest);
+    factors.emplace(factors_of(session.stream, session.base->config(), *adapter, session.mesh));
   });
-  tell_notes(console, base->notes());
-  if (adapter) tell_notes(console, adapter_base_notes(*adapter, adapter_dir, *base));
-  const EvalSum sum =
-      evaluate_loss(*model, data, run.data().eval(), run.train().micro_batch_size(), mesh);
+  const auto loaded = load_model(session, factors ? &*factors : nullptr, eval_options(run));
+  tell_notes(console, session.base->notes());
+  if (adapter) tell_notes(console, adapter_base_notes(*adapter, adapter_dir, *session.base));
+  const EvalSum sum = evaluate_loss(loaded->model, data, run.data().eval(),
+                                    run.train().micro_batch_size(), session.mesh);
   console.line(fmt::format("loss {:.6f} perplexity {:.4f} tokens {} sequences {}", sum.mean(),
                            std::exp(sum.mean()), sum.counted, sum.sequences));
   for (const std::string& note : notes) console.line("note: " + note);

@@ -14,9 +14,6 @@
 #include "configs/error.h"
 #include "kernels/random.h"
 #include "parallel/agree.h"
-#include "trainer/agreed_inputs.h"
-#include "trainer/console.h"
-#include "trainer/model.h"
 #include "trainer/session.h"
 #include "trainer/tokenizer/tokenizer.h"
 
@@ -136,33 +133,26 @@ int32_t pick_token(const float* logits, int64_t vocab, double temperature, doubl
 }
 
 int generate(const GenerateOptions& options, const Ranks& ranks) {
-  agree_on_settings(ranks, settings_of(options));
-  const DeviceChoice device = choose_device(options.backend, "--backend", ranks);
-  Compute compute(ranks, device, choose_threads(options.threads, ranks.host_ranks));
-  Communicator& world = compute.world();
-  Stream& stream = compute.stream();
-  Console console(world.rank() == 0);
-  std::unique_ptr<BaseModel> base;
+  Session session(ranks, {.settings = settings_of(options),
+                          .backend = options.backend,
+                          .backend_where = "--backend",
+                          .threads = options.threads});
+  const Communicator& world = session.world;
+  Console& console = session.console;
   std::shared_ptr<const Tokenizer> tokenizer;
   std::vector<int32_t> prompt, eos_ids;
   std::vector<std::optional<Adapter>> adapters;  // empty: the base
-  run_agreed(world, [&] {
+  run_agreed(session.world, [&] {
     check_options(options);
-    base = BaseModel::open(options.model);
-    if (world.size() > base->config().heads) {
-      fail_input("mpirun", fmt::format("{} ranks are more than the model's {} query heads",
-                                       world.size(), base->config().heads));
-    }
-    tokenizer = Tokenizer::from_directory(base->path());
+    session.open_base(options.model, world.size(), "mpirun");
+    const BaseModel& base = *session.base;
+    tokenizer = Tokenizer::from_directory(base.path());
     prompt = tokenizer->encode(options.prompt);
     if (prompt.empty()) fail_input("--prompt", "gives no token; at least one is needed");
-    eos_ids = stop_ids(*base, *tokenizer);
+    eos_ids = stop_ids(base, *tokenizer);
     for (const std::string& dir : options.adapters) {
-      if (dir == "base") {
-        adapters.emplace_back();
-      } else {
-        adapters.emplace_back(read_adapter(dir, linear_modules(base->config())));
-      }
+      adapters.emplace_back();
+      if (dir != "base") adapters.back() = read_adapter(dir, linear_modules(base.config()));
     }
     if (adapters.empty()) adapters.emplace_back();
   });
@@ -170,41 +160,39 @@ int generate(const GenerateOptions& options, const Ranks& ranks) {
   bool any_digest = world.size() > 1;  // the ranks must have the same base
   for (const auto& a : adapters) any_digest |= a && !a->config.base_digest.empty();
   if (any_digest) {
-    const std::string digest = base->digest(ranks.world);
-    run_agreed(world, [&] {
+    session.digest_base();
+    run_agreed(session.world, [&] {
       for (size_t i = 0; i < adapters.size(); ++i) {
-        if (adapters[i]) check_adapter_base(*adapters[i], options.adapters[i], digest);
+        if (adapters[i]) check_adapter_base(*adapters[i], options.adapters[i], session.base_digest);
       }
     });
   }
   // On stderr: stdout has the text alone.
-  if (console.enabled() && built_with_cuda()) fmt::print(stderr, "backend {}\n", device.reason);
-  tell_notes(console, base->notes());
+  if (console.enabled() && built_with_cuda())
+    fmt::print(stderr, "backend {}\n", session.device.reason);
+  tell_notes(console, session.base->notes());
   tell_notes(console, tokenizer->notes());
   for (size_t i = 0; i < adapters.size(); ++i) {
     if (adapters[i])
-      tell_notes(console, adapter_base_notes(*adapters[i], options.adapters[i], *base));
+      tell_notes(console, adapter_base_notes(*adapters[i], options.adapters[i], *session.base));
   }
-  const Mesh mesh = make_mesh(world, world.size());
-  const ModelConfig& config = base->config();
-  ModelWeights weights;
-  std::optional<Model> model;
+  session.form_mesh(world.size());
+  const ModelConfig& config = session.base->config();
+  const auto loaded =
+      load_model(session, nullptr,
+                 {.activation_type = options.type,
+                  .max_tokens = std::min<int64_t>(kPrefillTokens, int64_t(prompt.size())),
+                  .max_positions = int64_t(prompt.size()) + options.max_new_tokens});
   std::vector<std::optional<Factors>> factors;
-  run_agreed(world, [&] {
-    weights = load_weights(stream, *base, mesh.tp_rank, mesh.tp_size, nullptr);
-    model.emplace(
-        stream, config, weights, nullptr, *mesh.tensor,
-        ModelOptions{.activation_type = options.type,
-                     .max_tokens = std::min<int64_t>(kPrefillTokens, int64_t(prompt.size())),
-                     .max_positions = int64_t(prompt.size()) + options.max_new_tokens});
+  run_agreed(session.world, [&] {
     for (const auto& a : adapters) {
       factors.emplace_back();
-      if (a) factors.back().emplace(factors_of(stream, config, *a, mesh));
+      if (a) factors.back().emplace(factors_of(session.stream, config, *a, session.mesh));
     }
   });
   for (size_t i = 0; i < factors.size(); ++i) {
-    model->use_factors(factors[i] ? &*factors[i] : nullptr);
-    const std::vector<int32_t> ids = continue_ids(*model, config, prompt, eos_ids, options);
+    loaded->model.use_factors(factors[i] ? &*factors[i] : nullptr);
+    const std::vector<int32_t> ids = continue_ids(loaded->model, config, prompt, eos_ids, options);
     if (factors.size() > 1) console.line("== " + options.adapters[i]);
     console.line(tokenizer->decode(ids, /*skip_special_tokens=*/true));
   }

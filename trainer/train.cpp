@@ -99,10 +99,11 @@ std::string describe(const BaseModel& base, const Factors& factors, const Model&
 // One run. The constructor is start-up, phase by phase, each agreed on by all ranks; then run().
 class Trainer {
  public:
-  Trainer(const Config& config, const Ranks& ranks, const TrainOptions& options);
+  Trainer(const Config& config, Session& session, const TrainOptions& options);
   int run();
 
  private:
+  Model& model() { return loaded_->model; }
   int stop(int signal);
   void open_inputs();
   void make_factors();
@@ -116,25 +117,21 @@ class Trainer {
 
   const Config& config_;
   const RunConfig& run_;
-  const Ranks& ranks_;
-  const DeviceChoice device_;
-  Compute compute_;
+  Session& session_;
   Stream& stream_;
   Communicator& world_;
+  const Mesh& mesh_;  // of the session, which open_inputs has formed
+  Console& console_;
   const TrainOptions& options_;
   const bool first_;  // the rank that writes and prints
   const fs::path run_dir_;
-  Console console_;
   std::vector<CollectiveCall> world_trace_, tensor_trace_;
   Profiler profiler_;
-  Mesh mesh_;
-  std::unique_ptr<BaseModel> base_;
   std::shared_ptr<const Dataset> train_data_, eval_data_;
   LoraPlan plan_;
   TrainingCounters counters_;
   std::optional<Factors> factors_;
-  ModelWeights weights_;
-  std::optional<Model> model_;
+  std::unique_ptr<LoadedModel> loaded_;
   std::optional<BatchStream> batches_;
   std::optional<MetricsFile> metrics_;  // on the first rank
   std::unique_ptr<FolderLock> lock_;    // on the first rank
@@ -143,28 +140,26 @@ class Trainer {
   int64_t saved_step_ = -1;             // of the newest checkpoint that this call wrote
 };
 
-Trainer::Trainer(const Config& config, const Ranks& ranks, const TrainOptions& options)
+Trainer::Trainer(const Config& config, Session& session, const TrainOptions& options)
     : config_(config),
       run_(config.run),
-      ranks_(ranks),
-      device_(choose_device(run_.compute().backend(), config.where("compute.backend"), ranks)),
-      compute_(ranks, device_, choose_threads(run_.compute().threads(), ranks.host_ranks)),
-      stream_(compute_.stream()),
-      world_(compute_.world()),
+      session_(session),
+      stream_(session.stream),
+      world_(session.world),
+      mesh_(session.mesh),
+      console_(session.console),
       options_(options),
-      first_(world_.rank() == 0),
-      run_dir_(run_.output().dir()),
-      console_(first_) {
+      first_(session.first()),
+      run_dir_(run_.output().dir()) {
   open_inputs();
-  mesh_ = make_mesh(world_, int(run_.parallel().tensor()));
   make_factors();
   start_or_resume();
   if (finished_) return;
   make_model();
-  console_.line("backend " + device_.reason);
-  console_.line(describe(*base_, *factors_, *model_, mesh_, stream_.threads()));
+  console_.line("backend " + session_.device.reason);
+  console_.line(describe(*session_.base, *factors_, model(), mesh_, stream_.threads()));
   if (stream_.backend() == Backend::CUDA) {
-    console_.line(model_->attention_choice(run_.train().micro_batch_size()));
+    console_.line(model().attention_choice(run_.train().micro_batch_size()));
   }
   if (counters_.step > 0) console_.line(fmt::format("resumed at step {}", counters_.step));
   run_agreed(world_, [&] {
@@ -181,38 +176,41 @@ void Trainer::open_inputs() {
   run_agreed(world_, [&] {
     check_world(config_, world_.size());
     if (first_) check_run_folder(config_, options_.resume);
-    base_ = BaseModel::open(run_.model().path());
-    check_tensor_degree(config_, base_->config());
-    const DatasetOptions data = dataset_options(run_, *base_);
+    session_.open_base(run_.model().path(), run_.parallel().tensor(),
+                       config_.where("parallel.tensor"));
+    const DatasetOptions data = dataset_options(run_, *session_.base);
     train_data_ = Dataset::open(run_.data().train(), data);
     if (!run_.data().eval().empty()) {
       eval_data_ = Dataset::open(run_.data().eval(), data);
     }
   });
-  std::vector<std::string> notes = base_->notes();
+  std::vector<std::string> notes = session_.base->notes();
   counters_.seed = run_.train().seed();
   counters_.config_digest = settings_digest(run_);
-  counters_.data_digest = agree_on_inputs(ranks_, training_files(run_))[0];
-  counters_.base_digest = base_->digest(ranks_.world);
+  counters_.data_digest = agree_on_inputs(session_.ranks, training_files(run_))[0];
+  session_.digest_base();
+  counters_.base_digest = session_.base_digest;
   for (const auto& [data, path] :
        {std::pair{train_data_, run_.data().train()}, std::pair{eval_data_, run_.data().eval()}}) {
     if (!data) continue;
-    const auto more = check_data(*data, path, run_, *base_, ranks_, stream_.threads(), console_);
+    const auto more =
+        check_data(*data, path, run_, *session_.base, session_.ranks, stream_.threads(), console_);
     for (const std::string& note : more) {  // those of the tokenizer come with each file
       if (std::find(notes.begin(), notes.end(), note) == notes.end()) notes.push_back(note);
     }
   }
   for (const std::string& note : notes) console_.line("note: " + note);
+  session_.form_mesh(run_.parallel().tensor());
 }
 
 void Trainer::make_factors() {
   run_agreed(world_, [&] {
-    plan_ = plan_lora(config_, *base_, counters_.base_digest);
+    plan_ = plan_lora(config_, *session_.base, session_.base_digest);
     if (first_) lock_ = open_run_folder(config_, options_.resume);
   });
   if (lock_ && !lock_->note().empty()) console_.line("note: " + lock_->note());
   for (const std::string& note : plan_.notes) console_.line("note: " + note);
-  factors_.emplace(stream_, base_->config(), plan_.modules, plan_.config, mesh_.tp_rank,
+  factors_.emplace(stream_, session_.base->config(), plan_.modules, plan_.config, mesh_.tp_rank,
                    mesh_.tp_size, step_tail_floats(world_.size()));
 }
 
@@ -224,7 +222,7 @@ void Trainer::start_or_resume() {
     counters_.sequences = train_data_->size();
     counters_.settings = recorded_settings(resolved);
     if (options_.resume) {
-      resumed = load_run(run_dir_, base_->config(), *factors_, counters_, config_,
+      resumed = load_run(run_dir_, session_.base->config(), *factors_, counters_, config_,
                          options_.accept_changes);
     }
     if (!resumed.finished) write_run([&] { write_run_config(resolved, counters_.step); });
@@ -243,12 +241,8 @@ void Trainer::start_or_resume() {
 }
 
 void Trainer::make_model() {
-  run_agreed(world_, [&] {
-    weights_ = load_weights(stream_, *base_, mesh_.tp_rank, mesh_.tp_size, &*factors_);
-    model_.emplace(stream_, base_->config(), weights_, &*factors_, *mesh_.tensor,
-                   training_options(run_, stream_, ranks_.host_ranks));
-    stream_.synchronize();  // an error of what was copied to the device belongs here
-  });
+  loaded_ =
+      load_model(session_, &*factors_, training_options(run_, stream_, session_.ranks.host_ranks));
   batches_.emplace(
       train_data_, run_.train().seed(), run_.data().shuffle(), run_.train().global_batch_size(),
       run_.train().micro_batch_size(), mesh_.dp_rank, mesh_.dp_size,
@@ -261,7 +255,7 @@ StepCounts Trainer::accumulate_gradients() {
   const auto start = std::chrono::steady_clock::now();
   StepCounts mine;
   fill_zero(stream_, matrix(factors_->gradients(), 1, factors_->size(), DType::F32));
-  model_->clear_loss();
+  model().clear_loss();
   int signal = 0;
   for (int64_t m = 0; m < batches_->micro_batches(); ++m) {
     if (look_within_step_ && (signal = stop_signal_of_group(mesh_, options_.stop_signal)) != 0) {
@@ -269,7 +263,7 @@ StepCounts Trainer::accumulate_gradients() {
       break;
     }
     const MicroBatch batch = batches_->micro_batch(counters_.step, m);
-    model_->forward_backward(batch);
+    model().forward_backward(batch);
     if (mesh_.tp_rank != 0) continue;  // counted once in a tensor-parallel group
     mine.counted += batch.counted;
     mine.tokens += int64_t(batch.ids.size());
@@ -356,7 +350,7 @@ int Trainer::run() {
     const bool first_step = std::exchange(is_first_step, false);
     if (first_step) options_.first_step_ends();
     const StepCounts sum = reduce_step(stream_, *factors_, world_, mine,
-                                       mesh_.tp_rank == 0 ? model_->loss_sum() : nullptr);
+                                       mesh_.tp_rank == 0 ? model().loss_sum() : nullptr);
     look_within_step_ = options_.stop_within_steps && sum.slow;
     int signal = sum.terminated ? SIGTERM : sum.interrupted ? SIGINT : 0;
     if (sum.left) return stop(signal);
@@ -366,7 +360,7 @@ int Trainer::run() {
     const bool last = counters_.step == steps;
     if (eval_data_ && signal == 0 && (last || every(run_.train().eval_every()))) {
       const EvalSum eval = evaluate_loss(
-          *model_, eval_data_, run_.data().eval(), run_.train().micro_batch_size(), mesh_,
+          model(), eval_data_, run_.data().eval(), run_.train().micro_batch_size(), mesh_,
           options_.stop_within_steps ? options_.stop_signal : std::function<int()>{});
       signal = eval.stop_signal;
       if (signal == 0) line.eval_loss = eval.mean();
@@ -427,12 +421,11 @@ void Trainer::write_profile() {
 }  // namespace
 
 int train(const Config& config, const Ranks& ranks, const TrainOptions& options) {
-  std::vector<Setting> settings = settings_of(config);
-  settings.push_back({"--resume", options.resume ? "given" : "not given", "--resume"});
-  settings.push_back({"--profile", options.profile, "--profile"});
-  agree_on_settings(ranks, settings);
-  set_peer_timeout(config.run.parallel().timeout_s());
-  return Trainer(config, ranks, options).run();
+  Session session(
+      ranks,
+      session_options(config, {{"--resume", options.resume ? "given" : "not given", "--resume"},
+                               {"--profile", options.profile, "--profile"}}));
+  return Trainer(config, session, options).run();
 }
 
 }  // namespace lorashard
