@@ -32,6 +32,10 @@ void Console::line(const std::string& text) {
   std::fflush(stdout);
 }
 
+void Console::notes(const std::vector<std::string>& texts) {
+  for (const std::string& text : texts) line("note: " + text);
+}
+
 void Console::progress(int64_t done, int64_t total, const std::string& text) {
   if (!terminal_ || total <= 0) return;
   constexpr int kWidth = 30;

@@ -20,6 +20,8 @@ class Console {
   bool terminal() const { return terminal_; }  // a bar is shown
   // One line on stdout.
   void line(const std::string& text);
+  // One line each, as "note: …".
+  void notes(const std::vector<std::string>& texts);
   // The bar: done of total, with a short text behind it. Nothing when stdout is no terminal.
   void progress(int64_t done, int64_t total, const std::string& text);
 

@@ -81,7 +81,7 @@ int evaluate(const Config& config, const std::string& adapter_dir, const Ranks& 
                                     run.train().micro_batch_size(), session.mesh);
   console.line(fmt::format("loss {:.6f} perplexity {:.4f} tokens {} sequences {}", sum.mean(),
                            std::exp(sum.mean()), sum.counted, sum.sequences));
-  for (const std::string& note : notes) console.line("note: " + note);
+  console.notes(notes);
   return 0;
 }
 

@@ -1,14 +1,11 @@
 #include "trainer/train.h"
 
 #include <fmt/format.h>
-#include <algorithm>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <csignal>
-#include <cstring>
-#include <fstream>
-#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "checkpoint/training_state.h"
@@ -17,13 +14,11 @@
 #include "kernels/profile.h"
 #include "parallel/agree.h"
 #include "parallel/liveness.h"
-#include "trainer/agreed_inputs.h"
-#include "trainer/console.h"
+#include "trainer/collective_trace.h"
 #include "trainer/data_check.h"
 #include "trainer/evaluate.h"
 #include "trainer/lora_plan.h"
-#include "trainer/model.h"
-#include "trainer/optimizer.h"
+#include "trainer/profile_file.h"
 #include "trainer/resume.h"
 #include "trainer/run_folder.h"
 #include "trainer/run_options.h"
@@ -49,39 +44,6 @@ void check_step(const StepCounts& sum, double norm, int64_t step) {
   throw error;
 }
 
-// Chrome's trace format (about:tracing, Perfetto): complete events, one process a rank.
-std::string chrome_trace_events(const std::vector<ProfileEvent>& events, int rank) {
-  std::string text = fmt::format(
-      R"({{"name":"process_name","ph":"M","pid":{},"args":{{"name":"rank {}"}}}})", rank, rank);
-  for (const ProfileEvent& e : events) {
-    text += fmt::format(
-        R"(,{}{{"name":"{}","cat":"{}","ph":"X","pid":{},"tid":0,"ts":{:.3f},"dur":{:.3f})", '\n',
-        e.name, e.category, rank, double(e.start_ns) * 1e-3, double(e.duration_ns) * 1e-3);
-    if (e.work > 0) {
-      const bool kernel = std::string_view(e.category) == "kernel";
-      text += fmt::format(R"(,"args":{{"{}":{:.0f},"G per s":{:.1f}}})", kernel ? "flops" : "bytes",
-                          e.work, e.work / double(std::max<int64_t>(1, e.duration_ns)));
-    }
-    text += "}";
-  }
-  return text;
-}
-
-void write_trace(const fs::path& run_dir, const std::vector<CollectiveCall>& world,
-                 const std::vector<CollectiveCall>& tensor) {
-  std::string text;
-  const auto add = [&](const char* group, const std::vector<CollectiveCall>& calls) {
-    for (const CollectiveCall& c : calls) {
-      nlohmann::ordered_json line{
-          {"group", group}, {"operation", c.operation}, {"label", c.label}, {"bytes", c.bytes}};
-      text += line.dump() + "\n";
-    }
-  };
-  add("world", world);
-  add("tensor", tensor);
-  write_file_atomic(run_dir / "trace-collectives.jsonl", text);
-}
-
 std::string describe(const BaseModel& base, const Factors& factors, const Model& model,
                      const Mesh& mesh, int threads) {
   int64_t weights = 0;
@@ -103,17 +65,23 @@ class Trainer {
   int run();
 
  private:
-  Model& model() { return loaded_->model; }
-  int stop(int signal);
+  // Start-up.
   void open_inputs();
   void make_factors();
   void start_or_resume();
   void make_model();
+  // A step.
   StepCounts accumulate_gradients();
   StepMetrics optimizer_step(const StepCounts& sum);
+  int add_eval_loss(StepMetrics& line);
+  void report(const StepMetrics& line, bool ending);
   void save_checkpoint();
+  // The end.
+  int stop(int signal);
   void finish();
-  void write_profile();
+
+  Model& model() { return loaded_->model; }
+  bool every(int64_t interval) const { return interval > 0 && counters_.step % interval == 0; }
 
   const Config& config_;
   const RunConfig& run_;
@@ -125,7 +93,7 @@ class Trainer {
   const TrainOptions& options_;
   const bool first_;  // the rank that writes and prints
   const fs::path run_dir_;
-  std::vector<CollectiveCall> world_trace_, tensor_trace_;
+  CollectiveTrace trace_;
   Profiler profiler_;
   std::shared_ptr<const Dataset> train_data_, eval_data_;
   LoraPlan plan_;
@@ -165,10 +133,7 @@ Trainer::Trainer(const Config& config, Session& session, const TrainOptions& opt
   run_agreed(world_, [&] {
     if (first_) write_run([&] { metrics_.emplace(run_dir_, counters_.step); });
   });
-  if (run_.output().trace_collectives()) {
-    world_.set_trace(&world_trace_);
-    mesh_.tensor->set_trace(&tensor_trace_);
-  }
+  if (run_.output().trace_collectives()) trace_.attach(mesh_);
   if (!options_.profile.empty()) profiler_.attach();
 }
 
@@ -199,7 +164,7 @@ void Trainer::open_inputs() {
       if (std::find(notes.begin(), notes.end(), note) == notes.end()) notes.push_back(note);
     }
   }
-  for (const std::string& note : notes) console_.line("note: " + note);
+  console_.notes(notes);
   session_.form_mesh(run_.parallel().tensor());
 }
 
@@ -208,8 +173,8 @@ void Trainer::make_factors() {
     plan_ = plan_lora(config_, *session_.base, session_.base_digest);
     if (first_) lock_ = open_run_folder(config_, options_.resume);
   });
-  if (lock_ && !lock_->note().empty()) console_.line("note: " + lock_->note());
-  for (const std::string& note : plan_.notes) console_.line("note: " + note);
+  if (lock_ && !lock_->note().empty()) console_.notes({lock_->note()});
+  console_.notes(plan_.notes);
   factors_.emplace(stream_, session_.base->config(), plan_.modules, plan_.config, mesh_.tp_rank,
                    mesh_.tp_size, step_tail_floats(world_.size()));
 }
@@ -228,7 +193,7 @@ void Trainer::start_or_resume() {
     if (!resumed.finished) write_run([&] { write_run_config(resolved, counters_.step); });
   });
   if (options_.resume) {
-    for (const std::string& note : resumed.notes) console_.line("note: " + note);
+    console_.notes(resumed.notes);
     share_run(resumed, *factors_, counters_, world_);
   }
   finished_ = resumed.finished;
@@ -314,7 +279,7 @@ void Trainer::save_checkpoint() {
   write_run(
       [&] { notes = save_run(run_dir_, *factors_, counters_, run_.checkpoint().keep_last()); });
   const std::string took = work.end();
-  for (const std::string& note : notes) console_.line("note: " + note);
+  console_.notes(notes);
   console_.line(name + took);
 }
 
@@ -328,6 +293,25 @@ int Trainer::stop(int signal) {
   return 128 + signal;
 }
 
+// The signal that ended the evaluation on some rank, and then no loss; else 0.
+int Trainer::add_eval_loss(StepMetrics& line) {
+  const EvalSum eval =
+      evaluate_loss(model(), eval_data_, run_.data().eval(), run_.train().micro_batch_size(), mesh_,
+                    options_.stop_within_steps ? options_.stop_signal : std::function<int()>{});
+  if (eval.stop_signal == 0) line.eval_loss = eval.mean();
+  return eval.stop_signal;
+}
+
+// `ending`: no further step follows.
+void Trainer::report(const StepMetrics& line, bool ending) {
+  const int64_t steps = run_.train().steps();
+  if (metrics_) write_run([&] { metrics_->append(line); });
+  if (ending || line.eval_loss || every(run_.train().log_every())) {
+    console_.line(format_step(line, steps));
+  }
+  console_.progress(line.step, steps, fmt::format("loss {:.4f}", line.loss.value_or(0)));
+}
+
 int Trainer::run() {
   const int64_t steps = run_.train().steps();
   if (finished_) {
@@ -337,17 +321,12 @@ int Trainer::run() {
                     run_dir_.string(), steps, steps));
     return 0;
   }
-  const auto every = [&](int64_t interval) {
-    return interval > 0 && counters_.step % interval == 0;
-  };
   const int64_t check_every = run_.train().replica_check_every();
-  bool is_first_step = true;  // of this call
-  while (counters_.step < steps) {
+  for (bool first_step = true; counters_.step < steps; first_step = false) {
     const auto start = std::chrono::steady_clock::now();
     const ProfileSpan span("step", "step");
     set_step_for_waits(counters_.step + 1);
     const StepCounts mine = accumulate_gradients();
-    const bool first_step = std::exchange(is_first_step, false);
     if (first_step) options_.first_step_ends();
     const StepCounts sum = reduce_step(stream_, *factors_, world_, mine,
                                        mesh_.tp_rank == 0 ? model().loss_sum() : nullptr);
@@ -359,21 +338,14 @@ int Trainer::run() {
     line.tokens_per_s = double(sum.tokens) / line.step_time_s;
     const bool last = counters_.step == steps;
     if (eval_data_ && signal == 0 && (last || every(run_.train().eval_every()))) {
-      const EvalSum eval = evaluate_loss(
-          model(), eval_data_, run_.data().eval(), run_.train().micro_batch_size(), mesh_,
-          options_.stop_within_steps ? options_.stop_signal : std::function<int()>{});
-      signal = eval.stop_signal;
-      if (signal == 0) line.eval_loss = eval.mean();
+      signal = add_eval_loss(line);
     }
-    if (metrics_) write_run([&] { metrics_->append(line); });
-    if (last || signal != 0 || line.eval_loss || every(run_.train().log_every())) {
-      console_.line(format_step(line, steps));
-    }
-    console_.progress(counters_.step, steps, fmt::format("loss {:.4f}", line.loss.value_or(0)));
+    const bool ending = last || signal != 0;
+    report(line, ending);
     if (every(check_every) || (check_every > 0 && (first_step || last))) {
       check_replicas(*factors_, world_);
     }
-    if (last || signal != 0 || every(run_.checkpoint().every())) save_checkpoint();
+    if (ending || every(run_.checkpoint().every())) save_checkpoint();
     if (signal != 0 && !last) return stop(signal);
   }
   run_agreed(world_, [&] {
@@ -385,8 +357,7 @@ int Trainer::run() {
 }
 
 void Trainer::finish() {
-  world_.set_trace(nullptr);
-  mesh_.tensor->set_trace(nullptr);
+  trace_.detach();
   profiler_.detach();
   if (counters_.steps_skipped > 0) {
     console_.line(fmt::format("note: {} of {} steps had no label in their batch and made no update",
@@ -394,27 +365,11 @@ void Trainer::finish() {
   }
   run_agreed(world_, [&] {
     if (first_ && run_.output().trace_collectives()) {
-      write_run([&] { write_trace(run_dir_, world_trace_, tensor_trace_); });
+      write_run([&] { trace_.write(run_dir_); });
     }
   });
-  if (!options_.profile.empty()) write_profile();
-}
-
-// One file for all ranks: rank 0 gathers their events.
-void Trainer::write_profile() {
-  const std::string mine = chrome_trace_events(profiler_.events, world_.rank());
-  std::vector<int64_t> sizes(size_t(world_.size()));
-  const auto size = int64_t(mine.size());
-  world_.all_gather(&size, sizes.data(), sizeof size, "profile");
-  std::string all;
-  for (int r = 0; r < world_.size(); ++r) {
-    std::string text = r == world_.rank() ? mine : std::string(size_t(sizes[size_t(r)]), '\0');
-    world_.broadcast(text.data(), sizes[size_t(r)], r, "profile");
-    if (first_) all += (all.empty() ? "" : ",\n") + text;
-  }
-  run_agreed(world_, [&] {
-    if (first_) write_file_atomic(options_.profile, "[\n" + all + "\n]\n");
-  });
+  if (options_.profile.empty()) return;
+  write_profile(options_.profile, profiler_.events, world_);
   console_.line("profile written to " + options_.profile);
 }
 
