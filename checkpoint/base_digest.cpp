@@ -146,11 +146,10 @@ std::vector<Digest> hash_tensors(const BaseStorage& storage,
     const size_t tensor = chunks[static_cast<size_t>(c)].tensor;
     if (r.bad >= 0) {
       const BasePiece& p = storage.pieces.at(tensors[tensor].name).front();
-      Error error(kExitInput,
-                  storage.files[p.file].file().path().string() + ": " + tensors[tensor].name,
-                  describe(tensors[tensor], r.bad));
-      error.on_all_ranks = true;  // every rank has every result
-      throw error;
+      // Every rank has every result.
+      fail_on_all_ranks(kExitInput,
+                        storage.files[p.file].file().path().string() + ": " + tensors[tensor].name,
+                        describe(tensors[tensor], r.bad));
     }
     hashes[tensor].update(r.digest.data(), r.digest.size());
   }

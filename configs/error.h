@@ -29,5 +29,12 @@ class Error : public std::runtime_error {
 [[noreturn]] inline void fail_run(const std::string& where, const std::string& what) {
   throw Error(kExitFailure, where, what);
 }
+// REQUIRES: every rank throws this, with the same text, since all of them know what is wrong.
+[[noreturn]] inline void fail_on_all_ranks(int exit_status, const std::string& where,
+                                           const std::string& what) {
+  Error error(exit_status, where, what);
+  error.on_all_ranks = true;
+  throw error;
+}
 
 }  // namespace lorashard

@@ -55,10 +55,14 @@ void run_agreed(Communicator& world, const std::function<void()>& body) {
       remember(mine.exit_status, (std::string(mine.text) + " (" + world.place() + ")").c_str());
     }
     world.broadcast(&mine, sizeof mine, r, "agree");
-    Error error(mine.exit_status, "", mine.text);
-    error.on_all_ranks = true;
-    throw error;
+    fail_on_all_ranks(mine.exit_status, "", mine.text);
   }
+}
+
+void on_first_rank(Communicator& world, const std::function<void()>& body) {
+  run_agreed(world, [&] {
+    if (world.rank() == 0) body();
+  });
 }
 
 }  // namespace lorashard

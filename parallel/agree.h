@@ -13,4 +13,8 @@ namespace lorashard {
 // Errors so thrown have on_all_ranks set: one rank prints, and the job ends in order.
 void run_agreed(Communicator& world, const std::function<void()>& body);
 
+// Runs body on rank 0 alone, which touches the files of the run; an Error in it is every rank's, as
+// in run_agreed. Collective.
+void on_first_rank(Communicator& world, const std::function<void()>& body);
+
 }  // namespace lorashard

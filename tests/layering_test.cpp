@@ -1,5 +1,4 @@
-// The layout is the architecture: a folder includes only what stands before it (DESIGN invariant
-// 6).
+// The layout is the architecture: a folder includes only what stands before it.
 #include <gtest/gtest.h>
 
 #include <algorithm>

@@ -27,10 +27,7 @@ DeviceChoice choose_device(RunConfig::Compute::Backend::Value wanted, const std:
                            const Ranks& ranks) {
   using Setting = RunConfig::Compute::Backend;
   DeviceChoice choice;
-  if (wanted == Setting::CPU) {
-    choice.reason = "CPU, as asked for";
-    return choice;
-  }
+  if (wanted == Setting::CPU) return choice;
   const int devices = cuda_devices();
   choice.device = ranks.host_rank;
   int64_t lacking = ranks.host_rank >= devices;
@@ -38,23 +35,27 @@ DeviceChoice choose_device(RunConfig::Compute::Backend::Value wanted, const std:
   ranks.world.all_reduce_sum(host, matrix(&lacking, 1, 1, DType::I64), "devices");
   if (lacking == 0) {
     choice.backend = Backend::CUDA;
-    choice.reason = fmt::format("CUDA device {} ({}), one for each of {} rank(s)", choice.device,
-                                cuda_device_name(choice.device), ranks.world.size());
     return choice;
   }
-  const std::string why = !built_with_cuda() ? "this program was built without the CUDA backend"
-                          : devices == 0
-                              ? "no CUDA device answers here"
-                              : fmt::format("{} of {} ranks have no CUDA device of their own",
-                                            lacking, ranks.world.size());
+  choice.no_cuda = !built_with_cuda() ? "this program was built without the CUDA backend"
+                   : devices == 0     ? "no CUDA device answers here"
+                                  : fmt::format("{} of {} ranks have no CUDA device of their own",
+                                                lacking, ranks.world.size());
   if (wanted == Setting::CUDA) {
     run_agreed(ranks.world, [&] {
-      fail_input(where, why + "; use AUTO or CPU" +
+      fail_input(where, choice.no_cuda + "; use AUTO or CPU" +
                             (devices > 0 ? ", or start one rank per device of each host" : ""));
     });
   }
-  choice.reason = "CPU, since " + why;
   return choice;
+}
+
+std::string backend_line(const DeviceChoice& choice, int ranks) {
+  if (choice.backend == Backend::CUDA) {
+    return fmt::format("backend CUDA device {} ({}), one for each of {} rank(s)", choice.device,
+                       cuda_device_name(choice.device), ranks);
+  }
+  return "backend CPU, " + (choice.no_cuda.empty() ? "as asked for" : "since " + choice.no_cuda);
 }
 
 Compute::Compute(const Ranks& ranks, const DeviceChoice& choice, int threads)

@@ -23,14 +23,17 @@ int choose_threads(int64_t requested, int host_ranks);
 // The backend of every rank, and this rank's device.
 struct DeviceChoice {
   Backend backend = Backend::CPU;
-  int device = 0;
-  std::string reason;  // one line for the log
+  int device = 0;       // of CUDA
+  std::string no_cuda;  // why CUDA cannot be had; empty where it is chosen, or was not asked for
 };
 
 // AUTO: CUDA if every rank has a device of its own, else the CPU. `where` is the setting, for
 // errors (status 2): CUDA wanted of a program without it, or without enough devices. Collective.
 DeviceChoice choose_device(RunConfig::Compute::Backend::Value wanted, const std::string& where,
                            const Ranks& ranks);
+
+// The choice and its reason for the log: "backend CPU, since no CUDA device answers here".
+std::string backend_line(const DeviceChoice& choice, int ranks);
 
 // Stream and communicator. On CUDA sums run over NCCL. Collective.
 class Compute {

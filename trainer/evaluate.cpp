@@ -41,11 +41,9 @@ EvalSum evaluate_loss(Model& model, std::shared_ptr<const Dataset> data, const s
   mesh.world->all_reduce_sum(host, matrix(sums, 1, 4, DType::F64), "eval_loss");
   if (sums[2] + sums[3] > 0) return {.stop_signal = sums[3] > 0 ? SIGTERM : SIGINT};
   if (sums[1] == 0) {
-    Error error(kExitInput, path,
-                "no label counts; at least one must differ from -100 and have a "
-                "token before it");
-    error.on_all_ranks = true;
-    throw error;
+    fail_on_all_ranks(kExitInput, path,
+                      "no label counts; at least one must differ from -100 and have a "
+                      "token before it");
   }
   return {.loss_sum = sums[0], .counted = int64_t(sums[1]), .sequences = data->size()};
 }

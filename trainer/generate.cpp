@@ -169,7 +169,7 @@ int generate(const GenerateOptions& options, const Ranks& ranks) {
   }
   // On stderr: stdout has the text alone.
   if (console.enabled() && built_with_cuda())
-    fmt::print(stderr, "backend {}\n", session.device.reason);
+    fmt::print(stderr, "{}\n", backend_line(session.device, world.size()));
   tell_notes(console, session.base->notes());
   tell_notes(console, tokenizer->notes());
   for (size_t i = 0; i < adapters.size(); ++i) {

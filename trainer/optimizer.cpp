@@ -127,11 +127,9 @@ void check_replicas(const Factors& factors, Communicator& world) {
       }
     }
     if (ranks.empty()) continue;
-    Error error(kExitFailure, modules[m].linear.name,
-                "factors or moments differ between rank 0 and rank(s) " + ranks +
-                    ", replicas must be identical; resume from the last checkpoint");
-    error.on_all_ranks = true;
-    throw error;
+    fail_on_all_ranks(kExitFailure, modules[m].linear.name,
+                      "factors or moments differ between rank 0 and rank(s) " + ranks +
+                          ", replicas must be identical; resume from the last checkpoint");
   }
 }
 

@@ -36,12 +36,10 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 // Every rank has the same sums here, so every rank throws alike.
 void check_step(const StepCounts& sum, double norm, int64_t step) {
   if (std::isfinite(sum.loss_sum) && std::isfinite(norm)) return;
-  Error error(kExitFailure, fmt::format("step {}", step),
-              fmt::format("loss {} and gradient norm {} are not finite; lower "
-                          "optimizer.learning_rate, or look at the data of this step",
-                          sum.loss_sum / double(std::max<int64_t>(1, sum.counted)), norm));
-  error.on_all_ranks = true;
-  throw error;
+  fail_on_all_ranks(kExitFailure, fmt::format("step {}", step),
+                    fmt::format("loss {} and gradient norm {} are not finite; lower "
+                                "optimizer.learning_rate, or look at the data of this step",
+                                sum.loss_sum / double(std::max<int64_t>(1, sum.counted)), norm));
 }
 
 std::string describe(const BaseModel& base, const Factors& factors, const Model& model,
@@ -80,6 +78,10 @@ class Trainer {
   int stop(int signal);
   void finish();
 
+  // `write` touches the run folder (write_run). Collective.
+  void write_on_first_rank(const std::function<void()>& write) {
+    on_first_rank(world_, [&] { write_run(write); });
+  }
   Model& model() { return loaded_->model; }
   bool every(int64_t interval) const { return interval > 0 && counters_.step % interval == 0; }
 
@@ -124,15 +126,13 @@ Trainer::Trainer(const Config& config, Session& session, const TrainOptions& opt
   start_or_resume();
   if (finished_) return;
   make_model();
-  console_.line("backend " + session_.device.reason);
+  console_.line(backend_line(session_.device, world_.size()));
   console_.line(describe(*session_.base, *factors_, model(), mesh_, stream_.threads()));
   if (stream_.backend() == Backend::CUDA) {
     console_.line(model().attention_choice(run_.train().micro_batch_size()));
   }
   if (counters_.step > 0) console_.line(fmt::format("resumed at step {}", counters_.step));
-  run_agreed(world_, [&] {
-    if (first_) write_run([&] { metrics_.emplace(run_dir_, counters_.step); });
-  });
+  write_on_first_rank([&] { metrics_.emplace(run_dir_, counters_.step); });
   if (run_.output().trace_collectives()) trace_.attach(mesh_);
   if (!options_.profile.empty()) profiler_.attach();
 }
@@ -181,8 +181,7 @@ void Trainer::make_factors() {
 
 void Trainer::start_or_resume() {
   ResumedRun resumed;
-  run_agreed(world_, [&] {
-    if (!first_) return;
+  on_first_rank(world_, [&] {
     const RunConfig resolved = resolved_config(run_, plan_);
     counters_.sequences = train_data_->size();
     counters_.settings = recorded_settings(resolved);
@@ -348,9 +347,7 @@ int Trainer::run() {
     if (ending || every(run_.checkpoint().every())) save_checkpoint();
     if (signal != 0 && !last) return stop(signal);
   }
-  run_agreed(world_, [&] {
-    if (first_) write_run([&] { save_final_adapter(run_dir_, *factors_); });
-  });
+  write_on_first_rank([&] { save_final_adapter(run_dir_, *factors_); });
   finish();
   console_.line("adapter written to " + (run_dir_ / "adapter").string());
   return 0;
@@ -363,10 +360,9 @@ void Trainer::finish() {
     console_.line(fmt::format("note: {} of {} steps had no label in their batch and made no update",
                               counters_.steps_skipped, counters_.step));
   }
-  run_agreed(world_, [&] {
-    if (first_ && run_.output().trace_collectives()) {
-      write_run([&] { trace_.write(run_dir_); });
-    }
+  // Collective also without a trace: no rank leaves before the first has written its checkpoint.
+  write_on_first_rank([&] {
+    if (run_.output().trace_collectives()) trace_.write(run_dir_);
   });
   if (options_.profile.empty()) return;
   write_profile(options_.profile, profiler_.events, world_);

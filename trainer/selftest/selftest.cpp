@@ -132,9 +132,7 @@ int self_test(const Ranks& ranks) {
 
   const DeviceChoice choice = choose_device(RunConfig::Compute::Backend::AUTO, "selftest", ranks);
   if (choice.backend == Backend::CPU) {
-    const std::string prefix = "CPU, since ";
-    const std::string why =
-        choice.reason.substr(choice.reason.starts_with(prefix) ? prefix.size() : 0);
+    const std::string& why = choice.no_cuda;
     console.line("CUDA: each kernel against the CPU's result");
     for (const KernelCheck& k : checks) report.skip(check_of(k, "CUDA"), why);
     for (const DType type : {DType::F32, DType::BF16})
