@@ -1,5 +1,6 @@
-// Spans of time for `train --profile`: what a rank's main thread did when. Without a profiler a
-// span costs one test of a thread-local pointer, so spans stay built in.
+// Spans of time for `train --profile`: what a rank's main thread did when. They are the host's
+// time: on the CPU that of the kernel, on CUDA no more than that of enqueuing it. Without a
+// profiler a span costs one test of a thread-local pointer, so spans stay built in.
 #pragma once
 
 #include <chrono>

@@ -365,7 +365,7 @@ void Trainer::finish() {
     if (run_.output().trace_collectives()) trace_.write(run_dir_);
   });
   if (options_.profile.empty()) return;
-  write_profile(options_.profile, profiler_.events, world_);
+  write_profile(options_.profile, profiler_.events, stream_.backend(), world_);
   console_.line("profile written to " + options_.profile);
 }
 
