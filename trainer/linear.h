@@ -1,5 +1,5 @@
 // Groups of frozen linear modules with their LoRA parts, forward and backward. No collective
-// happens here: callers reduce what the base needs reduced (DESIGN.md, invariant 2).
+// happens here: callers reduce what the base needs reduced.
 #pragma once
 
 #include <span>
