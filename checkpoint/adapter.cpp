@@ -1,6 +1,7 @@
 #include "checkpoint/adapter.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <optional>
@@ -47,16 +48,16 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return text + ")";
 }
 
-// Module "model.layers.0.self_attn.q_proj" and 'A' of "PREFIX" + module + ".lora_A.weight"; some
+// Module "model.layers.0.self_attn.q_proj" and LoraA of "PREFIX" + module + ".lora_A.weight"; some
 // tools leave the adapter's name in: lora_A.default.weight.
 struct FactorName {
   std::string prefix, module;
-  char factor;
+  AdapterTensorKind kind;
 };
 std::optional<FactorName> parse_factor_name(const std::string& tensor) {
-  for (const char factor : {'A', 'B'})
+  for (const AdapterTensorSpec& spec : kAdapterTensors)
     for (const char* end : {".weight", ".default.weight"}) {
-      const std::string suffix = std::string(".lora_") + factor + end;
+      const std::string suffix = std::string(".") + spec.name + end;
       if (!tensor.ends_with(suffix)) continue;
       const std::string body = tensor.substr(0, tensor.size() - suffix.size());
       // What stands before the model's own names; without one of them, PEFT's prefix alone is
@@ -68,7 +69,7 @@ std::optional<FactorName> parse_factor_name(const std::string& tensor) {
           break;
         }
       if (begin == 0 && body.starts_with(kPrefix)) begin = std::strlen(kPrefix);
-      return FactorName{body.substr(0, begin), body.substr(begin), factor};
+      return FactorName{body.substr(0, begin), body.substr(begin), spec.kind};
     }
   return std::nullopt;
 }
@@ -91,14 +92,15 @@ std::optional<FactorName> parse_factor_name(const std::string& tensor) {
                              : ""));
 }
 
-std::string factor_name(const std::string& module, char factor) {
-  return kPrefix + module + ".lora_" + factor + ".weight";
+std::string factor_name(const std::string& module, const AdapterTensorSpec& spec) {
+  return kPrefix + module + "." + spec.name + ".weight";
 }
 
-using Factors = std::map<std::string, const TensorInfo*>;  // by module
-
-// Sorts the file's tensors into A and B factors.
-void collect_factors(const SafetensorsFile& file, const std::string& path, Factors& a, Factors& b) {
+// The file's tensors by kind, then by module.
+using TensorsByModule = std::map<std::string, const TensorInfo*>;
+using TensorsByKind = std::array<TensorsByModule, std::size(kAdapterTensors)>;
+TensorsByKind collect_factors(const SafetensorsFile& file, const std::string& path) {
+  TensorsByKind by_kind;
   for (const TensorInfo& t : file.tensors()) {
     const auto name = parse_factor_name(t.name);
     if (!name)
@@ -110,10 +112,12 @@ void collect_factors(const SafetensorsFile& file, const std::string& path, Facto
     if (t.dtype != DType::F32 && t.dtype != DType::BF16 && t.dtype != DType::F16)
       fail_input(path + ": " + t.name, "is stored as " + std::string(name_of(t.dtype)) +
                                            "; F32, BF16 or F16 is expected");
-    if (!(name->factor == 'A' ? a : b).emplace(name->module, &t).second)
-      fail_input(path + ": " + t.name, "is a second lora_" + std::string(1, name->factor) +
+    if (!by_kind[size_t(name->kind)].emplace(name->module, &t).second)
+      fail_input(path + ": " + t.name, std::string("is a second ") +
+                                           kAdapterTensors[size_t(name->kind)].name +
                                            " of the same module; one is expected");
   }
+  return by_kind;
 }
 
 std::vector<float> read_factor(const SafetensorsFile& file, const std::string& path,
@@ -186,6 +190,12 @@ double lora_scaling(const AdapterConfig& config, int64_t rank, double alpha) {
   return config.use_rslora ? alpha / std::sqrt(double(rank)) : alpha / double(rank);
 }
 
+int64_t adapter_elements(const AdapterModule& m) {
+  int64_t elements = 0;
+  for (const AdapterTensorSpec& t : kAdapterTensors) elements += m.*t.rows * m.*t.cols;
+  return elements;
+}
+
 double Adapter::scaling(const AdapterModule& m) const {
   return lora_scaling(config, m.rank, m.alpha);
 }
@@ -195,8 +205,7 @@ Adapter read_adapter(const fs::path& dir, const std::vector<LinearModule>& modul
   const std::string path = (dir / kWeightsFile).string();
   const PeftConfig peft = parse_peft_config(read_peft_text(dir), config_path);
   const SafetensorsFile file = open_weights(dir);
-  Factors a, b;
-  collect_factors(file, path, a, b);
+  TensorsByKind tensors = collect_factors(file, path);
 
   Adapter adapter;
   adapter.config = peft.config;
@@ -212,25 +221,21 @@ Adapter read_adapter(const fs::path& dir, const std::vector<LinearModule>& modul
                          .rank = ranks.of(m.name),
                          .in_features = m.in_features,
                          .out_features = m.out_features,
-                         .alpha = alphas.of(m.name),
-                         .a = {},
-                         .b = {}};
-    const auto take = [&](Factors& factors, char factor, int64_t rows, int64_t cols) {
-      const auto it = factors.find(m.name);
-      if (it == factors.end())
-        fail_input(path + ": " + factor_name(m.name, factor),
+                         .alpha = alphas.of(m.name)};
+    for (const AdapterTensorSpec& t : kAdapterTensors) {
+      TensorsByModule& left = tensors[size_t(t.kind)];
+      const auto it = left.find(m.name);
+      if (it == left.end())
+        fail_input(path + ": " + factor_name(m.name, t),
                    "is missing; target_modules in adapter_config.json asks for it");
-      std::vector<float> values = read_factor(file, path, *it->second, rows, cols);
-      factors.erase(it);
-      return values;
-    };
-    module.a = take(a, 'A', module.rank, m.in_features);
-    module.b = take(b, 'B', m.out_features, module.rank);
+      module.*t.values = read_factor(file, path, *it->second, module.*t.rows, module.*t.cols);
+      left.erase(it);
+    }
     adapter.modules.push_back(std::move(module));
   }
-  for (const Factors* rest : {&a, &b})
-    if (!rest->empty()) {
-      const auto& [module, tensor] = *rest->begin();
+  for (const TensorsByModule& rest : tensors)
+    if (!rest.empty()) {
+      const auto& [module, tensor] = *rest.begin();
       const bool known = std::any_of(modules.begin(), modules.end(),
                                      [&](const LinearModule& m) { return m.name == module; });
       fail_input(path + ": " + tensor->name,
@@ -276,17 +281,15 @@ std::map<std::string, std::string> write_adapter(const fs::path& dir, const Adap
   digests[kConfigFile] = text.sha256();
 
   std::vector<SafetensorsWriter::Entry> entries;
-  for (const AdapterModule& m : adapter.modules) {
-    entries.push_back({factor_name(m.name, 'A'), DType::F32, {m.rank, m.in_features}});
-    entries.push_back({factor_name(m.name, 'B'), DType::F32, {m.out_features, m.rank}});
-  }
+  for (const AdapterModule& m : adapter.modules)
+    for (const AdapterTensorSpec& t : kAdapterTensors)
+      entries.push_back({factor_name(m.name, t), DType::F32, {m.*t.rows, m.*t.cols}});
   std::map<std::string, std::string> metadata = {{"format", "pt"}};
   if (!config.base_digest.empty()) metadata[kDigestKey] = config.base_digest;
   SafetensorsWriter weights(dir / kWeightsFile, entries, metadata);
-  for (const AdapterModule& m : adapter.modules) {
-    weights.write(m.a.data(), m.a.size() * sizeof(float));
-    weights.write(m.b.data(), m.b.size() * sizeof(float));
-  }
+  for (const AdapterModule& m : adapter.modules)
+    for (const AdapterTensorSpec& t : kAdapterTensors)
+      weights.write((m.*t.values).data(), (m.*t.values).size() * sizeof(float));
   weights.close();
   digests[kWeightsFile] = weights.sha256();
   return digests;
@@ -295,13 +298,14 @@ std::map<std::string, std::string> write_adapter(const fs::path& dir, const Adap
 std::vector<LinearModule> modules_of_factors(const fs::path& dir) {
   const std::string path = (dir / kWeightsFile).string();
   const SafetensorsFile file = open_weights(dir);
-  Factors a, b;
-  collect_factors(file, path, a, b);
+  const auto [a, b] = collect_factors(file, path);
   std::vector<LinearModule> modules;
   for (const auto& [module, tensor] : a) {
     const auto partner = b.find(module);
     if (partner == b.end())
-      fail_input(path + ": " + factor_name(module, 'B'), "is missing; its lora_A is there");
+      fail_input(
+          path + ": " + factor_name(module, kAdapterTensors[size_t(AdapterTensorKind::LoraB)]),
+          "is missing; its lora_A is there");
     if (tensor->shape.size() != 2 || partner->second->shape.size() != 2)
       fail_input(path + ": " + tensor->name, "is no pair of matrices");
     modules.push_back({module, 0, partner->second->shape[0], tensor->shape[1], Split::None});
@@ -315,7 +319,7 @@ std::vector<std::string> inspect_adapter(const fs::path& dir) {
 
   int64_t weights = 0, low = c.rank, high = c.rank;
   for (const AdapterModule& m : adapter.modules) {
-    weights += int64_t(m.a.size() + m.b.size());
+    weights += adapter_elements(m);
     low = std::min(low, m.rank);
     high = std::max(high, m.rank);
   }

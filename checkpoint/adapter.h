@@ -40,13 +40,33 @@ double module_alpha(const AdapterConfig& config, const std::string& module);
 // alpha / rank, or alpha / sqrt(rank) under use_rslora.
 double lora_scaling(const AdapterConfig& config, int64_t rank, double alpha);
 
-// One module's factors in fp32, row-major: a (rank, in), b (out, rank).
+// What an adapter holds for one module, in fp32, row-major; or the moments of all that, or the
+// shapes alone.
 struct AdapterModule {
   std::string name;  // "model.layers.0.self_attn.q_proj"
   int64_t rank, in_features, out_features;
-  double alpha;  // ΔW = scaling() B A
-  std::vector<float> a, b;
+  double alpha;                       // ΔW = scaling() B A
+  std::vector<float> a = {}, b = {};  // the tensors of kAdapterTensors
 };
+
+// The tensors that an adapter has for each module, in the order of files. What goes over tensors
+// (files here, flat buffers in trainer/) goes over this list: a further kind of tensor is a line.
+enum class AdapterTensorKind : uint8_t { LoraA, LoraB };  // indices of kAdapterTensors
+struct AdapterTensorSpec {
+  AdapterTensorKind kind;
+  const char* name;  // in files: MODULE.name.weight
+  int64_t AdapterModule::*rows;
+  int64_t AdapterModule::*cols;
+  std::vector<float> AdapterModule::*values;  // rows x cols
+};
+inline constexpr AdapterTensorSpec kAdapterTensors[] = {
+    {AdapterTensorKind::LoraA, "lora_A", &AdapterModule::rank, &AdapterModule::in_features,
+     &AdapterModule::a},
+    {AdapterTensorKind::LoraB, "lora_B", &AdapterModule::out_features, &AdapterModule::rank,
+     &AdapterModule::b}};
+
+// Elements of all tensors of a module, from its shapes.
+int64_t adapter_elements(const AdapterModule& m);
 
 struct Adapter {
   AdapterConfig config;
