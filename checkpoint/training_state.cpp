@@ -53,15 +53,13 @@ template <class State, class Visit>
 void for_each_tensor(State& state, const Visit& visit) {
   for (size_t i = 0; i < state.adapter.modules.size(); ++i) {
     auto& m = state.adapter.modules[i];
-    const auto factor = [&](const char* name, auto& values, size_t index,
-                            std::vector<int64_t> shape) {
-      const std::string prefix = m.name + "." + name;
-      visit(prefix + ".weight", shape, values);
-      visit(prefix + ".exp_avg", shape, state.first_moment[index]);
-      visit(prefix + ".exp_avg_sq", shape, state.second_moment[index]);
-    };
-    factor("lora_A", m.a, 2 * i, {m.rank, m.in_features});
-    factor("lora_B", m.b, 2 * i + 1, {m.out_features, m.rank});
+    for (const AdapterTensorSpec& t : kAdapterTensors) {
+      const std::vector<int64_t> shape = {m.*t.rows, m.*t.cols};
+      const std::string prefix = m.name + "." + t.name;
+      visit(prefix + ".weight", shape, m.*t.values);
+      visit(prefix + ".exp_avg", shape, state.first_moment[i].*t.values);
+      visit(prefix + ".exp_avg_sq", shape, state.second_moment[i].*t.values);
+    }
   }
 }
 
@@ -87,8 +85,8 @@ std::string write_state(const fs::path& path, const TrainingState& state) {
 // Fills the moments of `state`, whose adapter is already read.
 void read_state(const fs::path& path, TrainingState& state) {
   const SafetensorsFile file = SafetensorsFile::open(path);
-  state.first_moment.resize(2 * state.adapter.modules.size());
-  state.second_moment.resize(2 * state.adapter.modules.size());
+  state.first_moment.resize(state.adapter.modules.size());
+  state.second_moment.resize(state.adapter.modules.size());
   size_t seen = 0;
   for_each_tensor(state, [&](const std::string& name, const std::vector<int64_t>& shape,
                              std::vector<float>& values) {

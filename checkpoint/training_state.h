@@ -3,7 +3,8 @@
 //
 //   adapter_config.json, adapter_model.safetensors   fp32 factors, as PEFT reads them
 //   trainer_state.safetensors                        for each module M, all fp32:
-//       M.lora_A.weight, M.lora_A.exp_avg, M.lora_A.exp_avg_sq, and the same for lora_B
+//       M.lora_A.weight, M.lora_A.exp_avg, M.lora_A.exp_avg_sq, and so for each kind of
+//       kAdapterTensors
 //   manifest.textproto                               TrainingManifest (manifest.proto)
 //
 // RUN/checkpoints/latest holds the name of the newest one, for people and scripts. Loading goes by
@@ -38,11 +39,11 @@ struct TrainingCounters {
   bool operator==(const TrainingCounters&) const = default;
 };
 
-// Moments of each factor, in the order of Adapter::modules: A then B of each module.
 struct TrainingState {
   TrainingCounters counters;
   Adapter adapter;
-  std::vector<std::vector<float>> first_moment, second_moment;
+  // Moments of each tensor of adapter.modules[i] stand at [i], in the tensor's place.
+  std::vector<AdapterModule> first_moment, second_moment;
 };
 
 // Writes RUN/checkpoints/step-NNNNNN in one rename after fsync, then RUN/checkpoints/latest;

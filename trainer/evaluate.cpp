@@ -72,7 +72,8 @@ int evaluate(const Config& config, const std::string& adapter_dir, const Ranks& 
     check_adapter_base(*adapter, adapter_dir, session.base_digest);
     factors.emplace(factors_of(session.stream, session.base->config(), *adapter, session.mesh));
   });
-  const auto loaded = load_model(session, factors ? &*factors : nullptr, eval_options(run));
+  const auto loaded =
+      load_model(session, factors ? &*factors : nullptr, nullptr, eval_options(run));
   tell_notes(console, session.base->notes());
   if (adapter) tell_notes(console, adapter_base_notes(*adapter, adapter_dir, *session.base));
   const EvalSum sum = evaluate_loss(loaded->model, data, run.data().eval(),

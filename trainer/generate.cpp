@@ -179,7 +179,7 @@ int generate(const GenerateOptions& options, const Ranks& ranks) {
   session.form_mesh(world.size());
   const ModelConfig& config = session.base->config();
   const auto loaded =
-      load_model(session, nullptr,
+      load_model(session, nullptr, nullptr,
                  {.activation_type = options.type,
                   .max_tokens = std::min<int64_t>(kPrefillTokens, int64_t(prompt.size())),
                   .max_positions = int64_t(prompt.size()) + options.max_new_tokens});

@@ -20,7 +20,7 @@ Matrix stacked_a(const LinearGroup& group, float* flat) {
 
 // The dropout mask on the input of one module's A.
 DropoutMask mask_of(const LinearContext& c, const LoraModule& m) {
-  return {c.dropout.seed, m.site, c.dropout.row_keys, m.a_cols.begin, c.dropout.rate};
+  return {c.dropout.seed, m.site, c.dropout.row_keys, m.a.local_cols.begin, c.dropout.rate};
 }
 
 }  // namespace

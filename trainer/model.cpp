@@ -34,11 +34,12 @@ size_t middle_sequence(std::span<const int32_t> offsets) {
 }  // namespace
 
 Model::Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, Factors* factors,
-             Communicator& tensor, const ModelOptions& options)
+             float* gradients, Communicator& tensor, const ModelOptions& options)
     : stream_(stream),
       config_(config),
       weights_(weights),
       factors_(factors),
+      gradients_(gradients),
       tensor_(tensor),
       options_(options),
       loss_(stream, config, weights, tensor, options.max_tokens, options.activation_type) {
@@ -72,7 +73,7 @@ void Model::plan() {
   d.kv_width = d.kv_heads * config_.head_dim;
   d.features = weights_.features.size();
   d.qk_norm = config_.qk_norm;
-  d.backward = options_.training;
+  d.backward = gradients_ != nullptr;
   d.type = options_.activation_type;
   d.layers = config_.layers;
   d.first_layer = 0;
@@ -130,7 +131,7 @@ MicroBatch Model::largest_micro_batch() const {
 }
 
 void Model::use_factors(Factors* factors) {
-  assert(!options_.training);
+  assert(!gradients_);
   factors_ = factors;
   attach_factors(weights_, factors);
   plan();
@@ -158,7 +159,7 @@ LayerPart Model::part(int64_t first_row, int64_t tokens, const Sequences& sequen
                       const int32_t* positions, const DropoutState& dropout) const {
   BlockContext c{.linear = {.stream = stream_,
                             .values = factors_ ? factors_->values() : nullptr,
-                            .gradients = factors_ ? factors_->gradients() : nullptr,
+                            .gradients = gradients_,
                             .dropout = dropout,
                             .t = activations_.t},
                  .config = config_,
@@ -212,7 +213,7 @@ void Model::forward_backward(const MicroBatch& batch) {
 }
 
 void Model::stage(const MicroBatch& batch) {
-  assert(options_.training && factors_);
+  assert(factors_ && gradients_);
   staged_tokens_ = int64_t(batch.ids.size());
   staged_ids_ = ids_.put(batch.ids);
   parts_ = stage_parts(batch, true);

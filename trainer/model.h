@@ -16,7 +16,6 @@ struct ModelOptions {
   DType activation_type = DType::F32;
   int64_t max_tokens = 0;     // of one micro-batch
   int64_t max_positions = 0;  // of one sequence
-  bool training = false;
   Recompute recompute = Recompute::Auto;
   size_t memory_budget = 0;  // bytes for activations that Auto may fill; 0: no limit
   bool overlap = false;      // sums of one half of a micro-batch beside the other half's work
@@ -33,12 +32,13 @@ struct DecodeState {
 
 class Model {
  public:
-  // `factors` may be null. weights, factors, stream and mesh outlive the model.
+  // `factors` may be null. `gradients`, a flat buffer of the factors' layout, makes it a model to
+  // train; null: forward alone. weights, factors, gradients, stream and mesh outlive the model.
   Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, Factors* factors,
-        Communicator& tensor, const ModelOptions& options);
+        float* gradients, Communicator& tensor, const ModelOptions& options);
 
-  // Adds the gradient of the sum of the micro-batch's counted losses to the factors' flat gradient,
-  // and that sum to loss_sum(). Enqueued: nothing waits. REQUIRES: training, factors.
+  // Adds the gradient of the sum of the micro-batch's counted losses to the flat gradients, and
+  // that sum to loss_sum(). Enqueued: nothing waits. REQUIRES: factors, gradients.
   void forward_backward(const MicroBatch& batch);
   // The same in two parts. The first brings the micro-batch to the device; the second does no more
   // than enqueue kernels and sums, all with the addresses and shapes of what was staged, so that it
@@ -51,7 +51,7 @@ class Model {
   // The sum of the counted losses alone, without dropout.
   double evaluate(const MicroBatch& batch);
 
-  // Other factors (null: the base alone) on the same loaded base. REQUIRES: not training.
+  // Other factors (null: the base alone) on the same loaded base. REQUIRES: no gradients.
   void use_factors(Factors* factors);
   DecodeState new_sequence(int64_t capacity);
   // Appends tokens to the sequence; logits (vocab) of the last one, whole on every rank, come to
@@ -83,6 +83,7 @@ class Model {
   const ModelConfig& config_;
   ModelWeights& weights_;
   Factors* factors_;
+  float* gradients_;
   Communicator& tensor_;
   ModelOptions options_;
   ActivationDims dims_;

@@ -29,13 +29,13 @@ void check_same_run(const LoadedCheckpoint& loaded, const Factors& factors,
     same = modules[i].name == m.linear.name && modules[i].rank == m.rank &&
            modules[i].alpha == m.alpha;
   }
-  if (!same || loaded.state.adapter.config.use_rslora != factors.config().use_rslora) {
+  if (!same || loaded.state.adapter.config.use_rslora != factors.layout().config.use_rslora) {
     fail_input(config.where("lora"),
                fmt::format("{} adapts {} modules with rank {}, alpha {}; the settings here give {} "
                            "modules, rank {}, alpha {} or other targets; a run keeps them",
                            name, modules.size(), loaded.state.adapter.config.rank,
                            loaded.state.adapter.config.alpha, factors.modules().size(),
-                           factors.config().rank, factors.config().alpha));
+                           factors.layout().config.rank, factors.layout().config.alpha));
   }
 }
 
@@ -139,7 +139,8 @@ std::string settings_digest(const RunConfig& run) {
 }
 
 ResumedRun load_run(const fs::path& run_dir, const ModelConfig& model, Factors& factors,
-                    TrainingCounters& counters, const Config& config, bool accept_changes) {
+                    TrainingBuffers& buffers, TrainingCounters& counters, const Config& config,
+                    bool accept_changes) {
   const auto loaded = load_newest_checkpoint(run_dir, linear_modules(model));
   if (!loaded) return {};
   ResumedRun resumed{.found = true, .notes = loaded->notes};
@@ -159,22 +160,13 @@ ResumedRun load_run(const fs::path& run_dir, const ModelConfig& model, Factors& 
   if (!accept_changes) refuse_changes(changes, loaded->path.string(), config);
   take_over(counters, theirs, changes, resumed.notes);
   factors.load(loaded->state.adapter);
-  for (const auto& [parts, to] :
-       {std::pair{&loaded->state.first_moment, factors.first_moments()},
-        std::pair{&loaded->state.second_moment, factors.second_moments()}}) {
-    std::vector<float> flat(static_cast<size_t>(factors.size()));
-    for (size_t i = 0; i < factors.modules().size(); ++i) {
-      const LoraModule& m = factors.modules()[i];
-      std::copy((*parts)[2 * i].begin(), (*parts)[2 * i].end(), flat.begin() + m.a_offset);
-      std::copy((*parts)[2 * i + 1].begin(), (*parts)[2 * i + 1].end(), flat.begin() + m.b_offset);
-    }
-    factors.write(to, flat);
-  }
+  factors.write_modules(buffers.first_moments(), loaded->state.first_moment);
+  factors.write_modules(buffers.second_moments(), loaded->state.second_moment);
   return resumed;
 }
 
-void share_run(ResumedRun& resumed, Factors& factors, TrainingCounters& counters,
-               Communicator& world) {
+void share_run(ResumedRun& resumed, Factors& factors, TrainingBuffers& buffers,
+               TrainingCounters& counters, Communicator& world) {
   int64_t head[] = {
       resumed.found,        resumed.finished, counters.step,         counters.sequences_consumed,
       counters.data_begins, counters.tokens,  counters.steps_skipped};
@@ -187,7 +179,7 @@ void share_run(ResumedRun& resumed, Factors& factors, TrainingCounters& counters
   counters.data_begins = head[4];
   counters.tokens = head[5];
   counters.steps_skipped = head[6];
-  for (float* flat : {factors.values(), factors.first_moments(), factors.second_moments()}) {
+  for (float* flat : {factors.values(), buffers.first_moments(), buffers.second_moments()}) {
     std::vector<float> host = factors.read(flat);
     world.broadcast(host.data(), factors.size() * int64_t{sizeof(float)}, 0, "resume");
     factors.write(flat, host);
@@ -195,21 +187,14 @@ void share_run(ResumedRun& resumed, Factors& factors, TrainingCounters& counters
 }
 
 std::vector<std::string> save_run(const fs::path& run_dir, const Factors& factors,
-                                  const TrainingCounters& counters, int64_t keep_last) {
-  TrainingState state{.counters = counters,
-                      .adapter = factors.to_adapter(),
-                      .first_moment = {},
-                      .second_moment = {}};
-  for (const auto& [device, to] : {std::pair{factors.first_moments(), &state.first_moment},
-                                   std::pair{factors.second_moments(), &state.second_moment}}) {
-    const std::vector<float> flat = factors.read(device);
-    for (const LoraModule& m : factors.modules()) {
-      const float *a = flat.data() + m.a_offset, *b = flat.data() + m.b_offset;
-      to->emplace_back(a, a + m.rank * m.linear.in_features);
-      to->emplace_back(b, b + m.rank * m.linear.out_features);
-    }
-  }
-  return save_checkpoint(run_dir, state, keep_last);
+                                  const TrainingBuffers& buffers, const TrainingCounters& counters,
+                                  int64_t keep_last) {
+  return save_checkpoint(run_dir,
+                         {.counters = counters,
+                          .adapter = factors.to_adapter(),
+                          .first_moment = factors.read_modules(buffers.first_moments()),
+                          .second_moment = factors.read_modules(buffers.second_moments())},
+                         keep_last);
 }
 
 void save_final_adapter(const fs::path& run_dir, const Factors& factors) {

@@ -9,6 +9,7 @@
 #include "configs/config.h"
 #include "parallel/collectives.h"
 #include "trainer/lora.h"
+#include "trainer/training_buffers.h"
 
 namespace lorashard {
 
@@ -21,7 +22,7 @@ struct ResumedRun {
 // Digest of the settings that say which data each step sees.
 std::string settings_digest(const RunConfig& run);
 
-// Fills factors, moments and counters from the newest whole checkpoint of the run, if there is one.
+// Fills values, moments and counters from the newest whole checkpoint of the run, if there is one.
 // `counters` says what this run has (seed, digests, settings, sequences). Errors (status 2) name
 // the setting: another base or other factors; fewer steps than made; unless `accept_changes`, other
 // data, settings of the data, batch or seed. With it the run goes on at its place in the data where
@@ -29,15 +30,17 @@ std::string settings_digest(const RunConfig& run);
 // is another. Every change is among the notes, and in counters.changes for the checkpoints to come.
 // One rank calls it.
 ResumedRun load_run(const fs::path& run_dir, const ModelConfig& model, Factors& factors,
-                    TrainingCounters& counters, const Config& config, bool accept_changes);
+                    TrainingBuffers& buffers, TrainingCounters& counters, const Config& config,
+                    bool accept_changes);
 
 // Hands what rank 0 loaded to all. Collective.
-void share_run(ResumedRun& resumed, Factors& factors, TrainingCounters& counters,
-               Communicator& world);
+void share_run(ResumedRun& resumed, Factors& factors, TrainingBuffers& buffers,
+               TrainingCounters& counters, Communicator& world);
 
 // Writes a checkpoint; returns notes about old ones that could not be removed. One rank calls it.
 std::vector<std::string> save_run(const fs::path& run_dir, const Factors& factors,
-                                  const TrainingCounters& counters, int64_t keep_last);
+                                  const TrainingBuffers& buffers, const TrainingCounters& counters,
+                                  int64_t keep_last);
 
 // RUN/adapter. Of an earlier one its files are replaced; others in the folder are a user's and
 // stay. One rank calls it.

@@ -73,7 +73,6 @@ ModelOptions eval_options(const RunConfig& run) {
 
 ModelOptions training_options(const RunConfig& run, const Stream& stream, int host_ranks) {
   ModelOptions o = eval_options(run);
-  o.training = true;
   o.recompute = recompute(run);
   o.overlap =
       run.parallel().has_overlap() ? run.parallel().overlap() : stream.backend() == Backend::CUDA;

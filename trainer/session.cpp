@@ -46,26 +46,28 @@ void Session::open_base(const std::string& path, int64_t tp_size, const std::str
   }
 }
 
-LoadedModel::LoadedModel(Session& session, Factors* factors, const ModelOptions& options)
+LoadedModel::LoadedModel(Session& session, Factors* factors, float* gradients,
+                         const ModelOptions& options)
     : weights(load_weights(session.stream, *session.base, session.mesh.tp_rank,
                            session.mesh.tp_size, factors)),
-      model(session.stream, session.base->config(), weights, factors, *session.mesh.tensor,
-            options) {
+      model(session.stream, session.base->config(), weights, factors, gradients,
+            *session.mesh.tensor, options) {
   session.stream.synchronize();  // an error of what was copied to the device belongs here
 }
 
-std::unique_ptr<LoadedModel> load_model(Session& session, Factors* factors,
+std::unique_ptr<LoadedModel> load_model(Session& session, Factors* factors, float* gradients,
                                         const ModelOptions& options) {
   std::unique_ptr<LoadedModel> loaded;
   run_agreed(session.world,
-             [&] { loaded = std::make_unique<LoadedModel>(session, factors, options); });
+             [&] { loaded = std::make_unique<LoadedModel>(session, factors, gradients, options); });
   return loaded;
 }
 
 Factors factors_of(Stream& stream, const ModelConfig& model, const Adapter& adapter,
-                   const Mesh& mesh, int64_t tail) {
-  Factors factors(stream, model, modules_with_factors(adapter, linear_modules(model)),
-                  adapter.config, mesh.tp_rank, mesh.tp_size, tail);
+                   const Mesh& mesh) {
+  Factors factors(stream,
+                  adapter_layout(model, modules_with_factors(adapter, linear_modules(model)),
+                                 adapter.config, mesh.tp_rank, mesh.tp_size));
   factors.load(adapter);
   return factors;
 }

@@ -59,17 +59,17 @@ struct Session {
 
 // A model and this rank's shards of the frozen weights, to which it refers.
 struct LoadedModel {
-  LoadedModel(Session& session, Factors* factors, const ModelOptions& options);
+  LoadedModel(Session& session, Factors* factors, float* gradients, const ModelOptions& options);
   ModelWeights weights;
   Model model;
 };
-// `factors` may be null: the base alone; they outlive the model, as the session does. Errors are
-// those of all ranks. REQUIRES: the session has base and mesh. Collective.
-std::unique_ptr<LoadedModel> load_model(Session& session, Factors* factors,
+// `factors` and `gradients` as of Model; they outlive it, as the session does. Errors are those of
+// all ranks. REQUIRES: the session has base and mesh. Collective.
+std::unique_ptr<LoadedModel> load_model(Session& session, Factors* factors, float* gradients,
                                         const ModelOptions& options);
 
-// The factors of an adapter that was read, with its values. REQUIRES: it fits the model.
+// An adapter that was read, on the stream's device. REQUIRES: it fits the model.
 Factors factors_of(Stream& stream, const ModelConfig& model, const Adapter& adapter,
-                   const Mesh& mesh, int64_t tail = 0);
+                   const Mesh& mesh);
 
 }  // namespace lorashard

@@ -34,7 +34,7 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 }
 
 // Every rank has the same sums here, so every rank throws alike.
-void check_step(const StepCounts& sum, double norm, int64_t step) {
+void check_step(const StepSums& sum, double norm, int64_t step) {
   if (std::isfinite(sum.loss_sum) && std::isfinite(norm)) return;
   fail_on_all_ranks(kExitFailure, fmt::format("step {}", step),
                     fmt::format("loss {} and gradient norm {} are not finite; lower "
@@ -69,8 +69,8 @@ class Trainer {
   void start_or_resume();
   void make_model();
   // A step.
-  StepCounts accumulate_gradients();
-  StepMetrics optimizer_step(const StepCounts& sum);
+  StepMessage accumulate_gradients();
+  StepMetrics optimizer_step(const StepSums& sum);
   int add_eval_loss(StepMetrics& line);
   void report(const StepMetrics& line, bool ending);
   void save_checkpoint();
@@ -101,6 +101,7 @@ class Trainer {
   LoraPlan plan_;
   TrainingCounters counters_;
   std::optional<Factors> factors_;
+  std::optional<TrainingBuffers> buffers_;
   std::unique_ptr<LoadedModel> loaded_;
   std::optional<BatchStream> batches_;
   std::optional<MetricsFile> metrics_;  // on the first rank
@@ -175,8 +176,9 @@ void Trainer::make_factors() {
   });
   if (lock_ && !lock_->note().empty()) console_.notes({lock_->note()});
   console_.notes(plan_.notes);
-  factors_.emplace(stream_, session_.base->config(), plan_.modules, plan_.config, mesh_.tp_rank,
-                   mesh_.tp_size, step_tail_floats(world_.size()));
+  factors_.emplace(stream_, adapter_layout(session_.base->config(), plan_.modules, plan_.config,
+                                           mesh_.tp_rank, mesh_.tp_size));
+  buffers_.emplace(stream_, factors_->size(), world_.size());
 }
 
 void Trainer::start_or_resume() {
@@ -186,14 +188,14 @@ void Trainer::start_or_resume() {
     counters_.sequences = train_data_->size();
     counters_.settings = recorded_settings(resolved);
     if (options_.resume) {
-      resumed = load_run(run_dir_, session_.base->config(), *factors_, counters_, config_,
-                         options_.accept_changes);
+      resumed = load_run(run_dir_, session_.base->config(), *factors_, *buffers_, counters_,
+                         config_, options_.accept_changes);
     }
     if (!resumed.finished) write_run([&] { write_run_config(resolved, counters_.step); });
   });
   if (options_.resume) {
     console_.notes(resumed.notes);
-    share_run(resumed, *factors_, counters_, world_);
+    share_run(resumed, *factors_, *buffers_, counters_, world_);
   }
   finished_ = resumed.finished;
   if (resumed.found) return;
@@ -205,8 +207,8 @@ void Trainer::start_or_resume() {
 }
 
 void Trainer::make_model() {
-  loaded_ =
-      load_model(session_, &*factors_, training_options(run_, stream_, session_.ranks.host_ranks));
+  loaded_ = load_model(session_, &*factors_, buffers_->gradients(),
+                       training_options(run_, stream_, session_.ranks.host_ranks));
   batches_.emplace(
       train_data_, run_.train().seed(), run_.data().shuffle(), run_.train().global_batch_size(),
       run_.train().micro_batch_size(), mesh_.dp_rank, mesh_.dp_size,
@@ -215,10 +217,10 @@ void Trainer::make_model() {
 
 // Forward and backward over this rank's micro-batches of the step. A tensor-parallel group that
 // gets a stop signal in a long step leaves it; the step's reduction tells the others.
-StepCounts Trainer::accumulate_gradients() {
+StepMessage Trainer::accumulate_gradients() {
   const auto start = std::chrono::steady_clock::now();
-  StepCounts mine;
-  fill_zero(stream_, matrix(factors_->gradients(), 1, factors_->size(), DType::F32));
+  StepMessage mine;
+  fill_zero(stream_, matrix(buffers_->gradients(), 1, buffers_->size(), DType::F32));
   model().clear_loss();
   int signal = 0;
   for (int64_t m = 0; m < batches_->micro_batches(); ++m) {
@@ -243,14 +245,14 @@ StepCounts Trainer::accumulate_gradients() {
 
 // Clips, updates, and counts the step. A batch without a label has no gradient: factors and moments
 // stay, and AdamW's own count of updates too; schedule and data go on as after any step.
-StepMetrics Trainer::optimizer_step(const StepCounts& sum) {
+StepMetrics Trainer::optimizer_step(const StepSums& sum) {
   const int64_t step = counters_.step;
   const double norm = gradient_norm(sum);
   check_step(sum, norm, step + 1);
   const double rate = learning_rate(run_, step);
   counters_.step = step + 1;
   if (sum.counted > 0) {
-    apply_step(stream_, *factors_, optimizer_settings(run_), rate,
+    apply_step(stream_, *factors_, *buffers_, optimizer_settings(run_), rate,
                counters_.step - counters_.steps_skipped, sum.counted, norm);
   } else {
     ++counters_.steps_skipped;
@@ -275,8 +277,9 @@ void Trainer::save_checkpoint() {
   const std::string name = fmt::format("checkpoint step-{:06}", counters_.step);
   LongWork work(console_, name + " is still being written");
   std::vector<std::string> notes;
-  write_run(
-      [&] { notes = save_run(run_dir_, *factors_, counters_, run_.checkpoint().keep_last()); });
+  write_run([&] {
+    notes = save_run(run_dir_, *factors_, *buffers_, counters_, run_.checkpoint().keep_last());
+  });
   const std::string took = work.end();
   console_.notes(notes);
   console_.line(name + took);
@@ -325,10 +328,10 @@ int Trainer::run() {
     const auto start = std::chrono::steady_clock::now();
     const ProfileSpan span("step", "step");
     set_step_for_waits(counters_.step + 1);
-    const StepCounts mine = accumulate_gradients();
+    const StepMessage mine = accumulate_gradients();
     if (first_step) options_.first_step_ends();
-    const StepCounts sum = reduce_step(stream_, *factors_, world_, mine,
-                                       mesh_.tp_rank == 0 ? model().loss_sum() : nullptr);
+    const StepSums sum = reduce_step(stream_, *buffers_, world_, mine,
+                                     mesh_.tp_rank == 0 ? model().loss_sum() : nullptr);
     look_within_step_ = options_.stop_within_steps && sum.slow;
     int signal = sum.terminated ? SIGTERM : sum.interrupted ? SIGINT : 0;
     if (sum.left) return stop(signal);
@@ -342,7 +345,7 @@ int Trainer::run() {
     const bool ending = last || signal != 0;
     report(line, ending);
     if (every(check_every) || (check_every > 0 && (first_step || last))) {
-      check_replicas(*factors_, world_);
+      check_replicas(*factors_, *buffers_, world_);
     }
     if (ending || every(run_.checkpoint().every())) save_checkpoint();
     if (signal != 0 && !last) return stop(signal);

@@ -28,15 +28,17 @@ TrainingState some_state(int64_t step) {
                 .settings = {"data.format: TEXT", "data.eval: \"a \\\"b\\\"\""},
                 .changes = {"step 1: train.steps 8 -> 9"}};
   s.adapter = some_adapter(uint32_t(step));
-  for (const AdapterModule& m : s.adapter.modules)
-    for (const auto* factor : {&m.a, &m.b}) {
-      s.first_moment.push_back(some_values(uint32_t(step + 50), factor->size()));
-      s.second_moment.push_back(some_values(uint32_t(step + 60), factor->size()));
-      for (float& v : s.second_moment.back()) v = v * v;
+  s.first_moment = s.second_moment = s.adapter.modules;
+  for (size_t i = 0; i < s.adapter.modules.size(); ++i)
+    for (const AdapterTensorSpec& t : kAdapterTensors) {
+      const size_t n = (s.adapter.modules[i].*t.values).size();
+      s.first_moment[i].*t.values = some_values(uint32_t(step + 50), n);
+      s.second_moment[i].*t.values = some_values(uint32_t(step + 60), n);
+      for (float& v : s.second_moment[i].*t.values) v = v * v;
     }
-  s.first_moment[0][0] = -0.0f;
-  s.first_moment[0][1] = -std::numeric_limits<float>::denorm_min();
-  s.second_moment[0][0] = std::numeric_limits<float>::max();
+  s.first_moment[0].a[0] = -0.0f;
+  s.first_moment[0].a[1] = -std::numeric_limits<float>::denorm_min();
+  s.second_moment[0].a[0] = std::numeric_limits<float>::max();
   return s;
 }
 
@@ -45,8 +47,10 @@ void expect_same(const TrainingState& a, const TrainingState& b) {
   lorashard::expect_same(a.adapter, b.adapter);
   ASSERT_EQ(a.first_moment.size(), b.first_moment.size());
   for (size_t i = 0; i < a.first_moment.size(); ++i) {
-    EXPECT_TRUE(same_bits(a.first_moment[i], b.first_moment[i]));
-    EXPECT_TRUE(same_bits(a.second_moment[i], b.second_moment[i]));
+    for (const AdapterTensorSpec& t : kAdapterTensors) {
+      EXPECT_TRUE(same_bits(a.first_moment[i].*t.values, b.first_moment[i].*t.values));
+      EXPECT_TRUE(same_bits(a.second_moment[i].*t.values, b.second_moment[i].*t.values));
+    }
   }
 }
 
@@ -187,9 +191,9 @@ TEST_F(Checkpoints, ValuesAreChecked) {
     expect_fallback(part);
   };
   fails([](auto& s) { s.adapter.modules[0].a[3] = NAN; }, "adapter_model.safetensors: base_model.");
-  fails([](auto& s) { s.first_moment[1][0] = INFINITY; },
+  fails([](auto& s) { s.first_moment[0].b[0] = INFINITY; },
         "trainer_state.safetensors: model.layers.0.self_attn.q_proj.lora_B.exp_avg: ");
-  fails([](auto& s) { s.second_moment[2][0] = -1; }, "trainer_state.safetensors: ");
+  fails([](auto& s) { s.second_moment[1].a[0] = -1; }, "trainer_state.safetensors: ");
   fails([](auto& s) { s.counters.tokens = -1; },
         "manifest.textproto: holds a counter that cannot be");
   // Of another base.
@@ -198,8 +202,8 @@ TEST_F(Checkpoints, ValuesAreChecked) {
         AdapterModule& m = s.adapter.modules[0];
         m.in_features /= 2;
         m.a.resize(m.a.size() / 2);
-        s.first_moment[0].resize(m.a.size());
-        s.second_moment[0].resize(m.a.size());
+        s.first_moment[0].a.resize(m.a.size());
+        s.second_moment[0].a.resize(m.a.size());
       },
       "adapter_model.safetensors: base_model.");
 }

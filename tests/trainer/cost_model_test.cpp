@@ -79,8 +79,9 @@ void compare(const Scene& scene, Communicator& world) {
     modules = match_targets(linear_modules(base->config()), scene.targets, false, {}, "targets");
   }
   const Mesh mesh = make_mesh(world, scene.tensor);
-  Factors factors(stream, base->config(), modules, adapter.config, mesh.tp_rank, mesh.tp_size,
-                  step_tail_floats(world.size()));
+  Factors factors(
+      stream, adapter_layout(base->config(), modules, adapter.config, mesh.tp_rank, mesh.tp_size));
+  TrainingBuffers buffers(stream, factors.size(), world.size());
   factors.initialize(1);
   ModelWeights weights = load_weights(stream, *base, mesh.tp_rank, mesh.tp_size, &factors);
   TrainingJob job;
@@ -94,11 +95,10 @@ void compare(const Scene& scene, Communicator& world) {
   job.activation_budget = double(scene.budget);
   job.dropout = scene.dropout;
   job.overlap = scene.overlap;
-  Model model(stream, base->config(), weights, &factors, *mesh.tensor,
+  Model model(stream, base->config(), weights, &factors, buffers.gradients(), *mesh.tensor,
               {.activation_type = scene.type,
                .max_tokens = job.sequence * job.micro_batch,
                .max_positions = job.sequence,
-               .training = true,
                .recompute = scene.recompute,
                .memory_budget = scene.budget,
                .overlap = scene.overlap,
@@ -125,17 +125,17 @@ void compare(const Scene& scene, Communicator& world) {
   world.set_trace(&world_trace);
   mesh.tensor->set_trace(&tensor_trace);
   profiler.attach();
-  fill_zero(stream, matrix(factors.gradients(), 1, factors.size(), DType::F32));
+  fill_zero(stream, matrix(buffers.gradients(), 1, buffers.size(), DType::F32));
   model.clear_loss();
-  StepCounts mine;
+  StepMessage mine;
   for (const BatchShape& s : shapes) {
     const MicroBatch batch = batch_of(s, base->config().vocab_size);
     ASSERT_EQ(batch.counted, s.counted);
     model.forward_backward(batch);
     mine.counted += batch.counted;
   }
-  const StepCounts sum = reduce_step(stream, factors, world, mine, model.loss_sum());
-  apply_step(stream, factors, {0.9f, 0.999f, 1e-8f, 0, 1}, 1e-4, 1, sum.counted,
+  const StepSums sum = reduce_step(stream, buffers, world, mine, model.loss_sum());
+  apply_step(stream, factors, buffers, {0.9f, 0.999f, 1e-8f, 0, 1}, 1e-4, 1, sum.counted,
              gradient_norm(sum));
   profiler.detach();
   world.set_trace(nullptr);
@@ -290,7 +290,7 @@ TEST(Scaling, OfRankIsLinearAndTouchesOnlyTheFactors) {
   const RankCost four = rank_cost(job, h100, 0);
   EXPECT_EQ(flops_of(four, "lora", false), 4 * flops_of(one, "lora", false));
   EXPECT_EQ(flops_of(four, "forward", false), flops_of(one, "forward", false));
-  const double tail = 4.0 * step_tail_floats(job.tensor * job.data);
+  const double tail = 4.0 * StepMessage::floats(job.tensor * job.data);
   EXPECT_EQ(four.memory.factors - tail, 4 * (one.memory.factors - tail));
   const auto gradient = [](const RankCost& c) { return c.reductions.back(); };
   EXPECT_EQ(gradient(one).label, "lora_gradient");

@@ -135,23 +135,20 @@ TEST_P(CudaGraph, OfAMicroBatchGivesThePlainGradients) {
   const Adapter adapter =
       read_adapter(golden("peft/llama2") / "adapter", linear_modules(base->config()));
   const Mesh mesh = make_mesh(*world, 1);
-  Factors factors = factors_of(stream, base->config(), adapter, mesh, step_tail_floats(1));
+  Factors factors = factors_of(stream, base->config(), adapter, mesh);
+  TrainingBuffers buffers(stream, factors.size(), 1);
   ModelWeights weights = load_weights(stream, *base, 0, 1, &factors);
-  Model model(stream, base->config(), weights, &factors, *mesh.tensor,
-              {.activation_type = type,
-               .max_tokens = 64,
-               .max_positions = 32,
-               .training = true,
-               .dropout = dropout});
+  Model model(stream, base->config(), weights, &factors, buffers.gradients(), *mesh.tensor,
+              {.activation_type = type, .max_tokens = 64, .max_positions = 32, .dropout = dropout});
 #if LORASHARD_CUDA_SIM
   const int64_t allocations = cudasim::counts().allocations;
 #endif
   const auto clear = [&] {
-    fill_zero(stream, matrix(factors.gradients(), 1, factors.size(), DType::F32));
+    fill_zero(stream, matrix(buffers.gradients(), 1, buffers.size(), DType::F32));
     model.clear_loss();
   };
   const auto result = [&] {
-    std::vector<float> all = factors.read(factors.gradients());
+    std::vector<float> all = factors.read(buffers.gradients());
     all.push_back(float(host_copy(stream, model.loss_sum(), 1)[0]));
     return all;
   };

@@ -24,7 +24,7 @@ struct Decoder {
         mesh(make_mesh(world, world.size())),
         factors(factors_of(stream, base->config(), adapter, mesh)),
         weights(load_weights(stream, *base, mesh.tp_rank, mesh.tp_size, nullptr)),
-        model(stream, base->config(), weights, nullptr, *mesh.tensor,
+        model(stream, base->config(), weights, nullptr, nullptr, *mesh.tensor,
               {.max_tokens = 7, .max_positions = 64}) {}
 
   // Logits after each of the tokens, fed in pieces of `piece`.

@@ -51,56 +51,49 @@ TEST_P(Gradient, EqualsDifferencesOfTheLoss) {
     const Adapter adapter =
         read_adapter(golden("peft/" + name) / "adapter", linear_modules(base->config()));
     const Mesh mesh = make_mesh(world, world.size());
-    Factors factors =
-        factors_of(stream, base->config(), adapter, mesh, step_tail_floats(world.size()));
+    Factors factors = factors_of(stream, base->config(), adapter, mesh);
+    TrainingBuffers buffers(stream, factors.size(), world.size());
     ModelWeights weights = load_weights(stream, *base, mesh.tp_rank, mesh.tp_size, &factors);
-    Model model(stream, base->config(), weights, &factors, *mesh.tensor,
-                {.max_tokens = 32, .max_positions = 32, .training = true, .dropout = 0.2f});
+    Model model(stream, base->config(), weights, &factors, buffers.gradients(), *mesh.tensor,
+                {.max_tokens = 32, .max_positions = 32, .dropout = 0.2f});
     const MicroBatch batch = two_sequences(base->config().vocab_size);
-    std::fill_n(factors.gradients(), factors.size(), 0.0f);
+    std::fill_n(buffers.gradients(), buffers.size(), 0.0f);
     const double loss = loss_of(stream, model, batch);
     EXPECT_TRUE(std::isfinite(loss));
-    reduce_step(stream, factors, world, {});
-    const std::vector<float> gradient(factors.gradients(), factors.gradients() + factors.size());
+    reduce_step(stream, buffers, world, {});
+    const std::vector<float> gradient(buffers.gradients(), buffers.gradients() + buffers.size());
     double largest = 0;
     for (const float g : gradient) largest = std::max(largest, std::fabs(double(g)));
-    // Every factor of every module once.
+    // Every tensor of every module once.
     int64_t probe = 0;
-    for (const LoraModule& m : factors.modules()) {
-      for (const auto& [offset, size] : {std::pair{m.a_offset, m.rank * m.linear.in_features},
-                                         std::pair{m.b_offset, m.rank * m.linear.out_features}}) {
-        probe = (probe * 31 + 17) % size;
-        float& value = factors.values()[offset + probe];
-        const float before = value, h = 1e-2f;
-        value = before + h;
-        const double up = loss_of(stream, model, batch);
-        value = before - h;
-        const double down = loss_of(stream, model, batch);
-        value = before;
-        EXPECT_NEAR((up - down) / (2 * double(h)), gradient[size_t(offset + probe)], 1e-2 * largest)
-            << m.linear.name;
-      }
+    for (const AdapterTensor& t : factors.layout().tensors) {
+      probe = (probe * 31 + 17) % t.size();
+      float& value = factors.values()[t.offset + probe];
+      const float before = value, h = 1e-2f;
+      value = before + h;
+      const double up = loss_of(stream, model, batch);
+      value = before - h;
+      const double down = loss_of(stream, model, batch);
+      value = before;
+      EXPECT_NEAR((up - down) / (2 * double(h)), gradient[size_t(t.offset + probe)], 1e-2 * largest)
+          << factors.modules()[t.module].linear.name;
     }
   });
 }
 INSTANTIATE_TEST_SUITE_P(Cases, Gradient, testing::Values("llama_tied_bias", "qwen3"));
 
-// The tail of the gradient carries counts beyond what one fp32 holds.
+// The message behind the gradients carries counts beyond what one fp32 holds.
 TEST(ReduceStep, CountsStayExact) {
   run_thread_ranks(3, [&](Communicator& world) {
     Stream stream(1);
-    const auto base = BaseModel::open((golden("peft/llama2") / "model").string());
-    const Adapter adapter =
-        read_adapter(golden("peft/llama2") / "adapter", linear_modules(base->config()));
-    const Mesh mesh = make_mesh(world, 3);
-    Factors factors = factors_of(stream, base->config(), adapter, mesh, step_tail_floats(3));
+    TrainingBuffers buffers(stream, 5, 3);
     const double loss = 1e7 + 0.125 * world.rank();
-    const StepCounts mine{.counted = 16'777'217 + world.rank(),
-                          .tokens = 999'999'999,
-                          .interrupted = false,
-                          .terminated = world.rank() == 2,
-                          .rss_mib = 100.0 + world.rank()};
-    const StepCounts sum = reduce_step(stream, factors, world, mine, &loss);
+    const StepMessage mine{.counted = 16'777'217 + world.rank(),
+                           .tokens = 999'999'999,
+                           .interrupted = false,
+                           .terminated = world.rank() == 2,
+                           .rss_mib = 100.0 + world.rank()};
+    const StepSums sum = reduce_step(stream, buffers, world, mine, &loss);
     EXPECT_NEAR(sum.loss_sum, 3e7 + 0.375, 4) << "fp32 sums of the high parts";
     EXPECT_EQ(sum.counted, 3 * 16'777'217 + 3);
     EXPECT_EQ(sum.tokens, 2'999'999'997);
@@ -118,11 +111,12 @@ TEST(Replicas, ADifferenceStopsEveryRankAndNamesModuleAndRanks) {
         read_adapter(golden("peft/llama2") / "adapter", linear_modules(base->config()));
     const Mesh mesh = make_mesh(world, 2);
     Factors factors = factors_of(stream, base->config(), adapter, mesh);
-    check_replicas(factors, world);
+    TrainingBuffers buffers(stream, factors.size(), world.size());
+    check_replicas(factors, buffers, world);
     const LoraModule& m = factors.modules()[3];
-    if (world.rank() == 2) factors.second_moments()[m.b_offset] = 1e-30f;
+    if (world.rank() == 2) buffers.second_moments()[m.b.offset] = 1e-30f;
     try {
-      check_replicas(factors, world);
+      check_replicas(factors, buffers, world);
       ADD_FAILURE() << "no error";
     } catch (const Error& e) {
       EXPECT_NE(std::string(e.what()).find(m.linear.name), std::string::npos) << e.what();

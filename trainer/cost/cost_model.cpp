@@ -4,13 +4,13 @@
 #include <cassert>
 #include <cmath>
 
-#include "trainer/optimizer.h"
+#include "trainer/step_message.h"
 
 namespace lorashard {
 namespace {
 
 double factor_bytes(const TrainingJob& job, const RankShape& shape) {
-  return 4.0 * 4 * double(shape.factor_elements) + 4.0 * step_tail_floats(job.tensor * job.data);
+  return 4.0 * 4 * double(shape.factor_elements) + 4.0 * StepMessage::floats(job.tensor * job.data);
 }
 
 // The rope table, and per token ids, positions, offsets, labels, rows and dropout's keys. Kernels'

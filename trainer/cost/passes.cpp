@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <numeric>
 
-#include "trainer/optimizer.h"
+#include "trainer/step_message.h"
 
 namespace lorashard {
 namespace {
@@ -305,7 +305,7 @@ void tally_optimizer(Tally& tally, const TrainingJob& job, const RankShape& shap
   const int world = job.tensor * job.data;
   tally.pass("fill_zero", floats);
   tally.pass("fill_zero", 8);  // the loss
-  tally.sum("lora_gradient", world, floats + double(step_tail_floats(world)) * 4);
+  tally.sum("lora_gradient", world, floats + double(StepMessage::floats(world)) * 4);
   tally.pass("sum_of_squares", floats);
   tally.pass("adamw", 7 * floats);
 }

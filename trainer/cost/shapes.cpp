@@ -59,7 +59,8 @@ RankShape rank_shape(const TrainingJob& job, int tensor_rank) {
   std::map<std::string, int64_t> ranks;
   for (const AdaptedLinear& a : job.adapted) {
     ranks[a.linear.name] = a.rank;
-    shape.factor_elements += a.rank * (a.linear.in_features + a.linear.out_features);
+    shape.factor_elements +=
+        adapter_elements({a.linear.name, a.rank, a.linear.in_features, a.linear.out_features, 0});
   }
   for (int64_t l = 0; l < c.layers; ++l) {
     for (const LayerModule& m : layer_modules(c, l)) {

@@ -1,0 +1,106 @@
+// The list of an adapter's tensors, and what each use of an adapter allocates.
+#include "trainer/adapter_layout.h"
+
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <numeric>
+
+#include "checkpoint/base_model.h"
+#include "tests/trainer/golden_run.h"
+#include "trainer/lora.h"
+#include "trainer/training_buffers.h"
+
+namespace lorashard::test {
+namespace {
+
+AdapterLayout layout_of(int64_t lora_rank, int tp_rank, int tp_size) {
+  const auto base = BaseModel::open((golden("peft/qwen3") / "model").string());
+  AdapterConfig config;
+  config.rank = lora_rank;
+  return adapter_layout(base->config(), linear_modules(base->config()), config, tp_rank, tp_size);
+}
+
+TEST(AdapterLayout, TensorsFillAFlatBufferAndAsOfOneInputAreNeighbours) {
+  const AdapterLayout layout = layout_of(3, 0, 1);
+  ASSERT_EQ(layout.tensors.size(), 2 * layout.modules.size());
+  int64_t end = 0;
+  for (const AdapterTensor& t : layout.tensors) {
+    EXPECT_EQ(t.offset, end);
+    end += t.rows * t.cols;
+    EXPECT_EQ(t.local_rows, (Range{0, t.rows}));
+    EXPECT_EQ(t.local_cols, (Range{0, t.cols}));
+  }
+  EXPECT_EQ(layout.size, end);
+  // q k v o gate up down of layer 0: A of q k v, B of q k v, A of o, ...
+  std::vector<size_t> first;
+  for (size_t i = 0; i < 14; ++i) first.push_back(layout.tensors[i].module);
+  EXPECT_EQ(first, (std::vector<size_t>{0, 1, 2, 0, 1, 2, 3, 3, 4, 5, 4, 5, 6, 6}));
+  for (size_t i = 0; i < layout.modules.size(); ++i) {
+    const LoraModule& m = layout.modules[i];
+    EXPECT_EQ(m.site, i);
+    EXPECT_EQ(m.a.module, i);
+    EXPECT_EQ(m.a.kind, AdapterTensorKind::LoraA);
+    EXPECT_EQ(m.b.kind, AdapterTensorKind::LoraB);
+  }
+}
+
+TEST(AdapterLayout, RowParallelLayersCutAByColumnsOthersBByRows) {
+  const AdapterLayout whole = layout_of(3, 0, 1), part = layout_of(3, 1, 2);
+  for (size_t i = 0; i < whole.tensors.size(); ++i) {
+    const AdapterTensor &t = part.tensors[i], &w = whole.tensors[i];
+    EXPECT_EQ(t.offset, w.offset);
+    const std::string& name = part.modules[t.module].linear.name;
+    const bool row_parallel = name.ends_with("o_proj") || name.ends_with("down_proj");
+    const bool is_a = t.kind == AdapterTensorKind::LoraA;
+    EXPECT_EQ(t.local_cols.size() < t.cols, row_parallel && is_a) << name;
+    EXPECT_EQ(t.local_rows.size() < t.rows, !row_parallel && !is_a) << name;
+  }
+}
+
+TEST(Factors, GoToModulesAndBack) {
+  Stream stream(1);
+  Factors factors(stream, layout_of(3, 0, 1));
+  std::vector<float> flat(static_cast<size_t>(factors.size()));
+  std::iota(flat.begin(), flat.end(), 0.0f);
+  factors.write(factors.values(), flat);
+  const std::vector<AdapterModule> modules = factors.read_modules(factors.values());
+  const LoraModule& m = factors.modules()[1];
+  EXPECT_EQ(modules[1].name, m.linear.name);
+  EXPECT_EQ(modules[1].a[0], float(m.a.offset));
+  EXPECT_EQ(modules[1].b.back(), float(m.b.offset + m.b.size() - 1));
+  factors.write(factors.values(), std::vector<float>(flat.size()));
+  factors.write_modules(factors.values(), modules);
+  EXPECT_EQ(factors.read(factors.values()), flat);
+}
+
+// Address space of the process, or memory of the device that is taken.
+int64_t taken(const Stream& stream) {
+  if (stream.backend() == Backend::CUDA) return -int64_t(stream.available_bytes());
+  std::ifstream status("/proc/self/statm");
+  int64_t pages = 0;
+  status >> pages;
+  return pages * 4096;
+}
+
+// An adapter of 64 MiB: what eval and generate have is its values; gradients and moments, three
+// times as much, are training's.
+TEST(Factors, AreValuesAloneUntilOneTrains) {
+  for (const Backend backend : {Backend::CPU, Backend::CUDA}) {
+    if (backend == Backend::CUDA && cuda_devices() == 0) continue;
+    Stream stream(backend, 1);
+    const int64_t rank = (16 << 20) / layout_of(1, 0, 1).size;
+    const int64_t before = taken(stream);
+    const Factors factors(stream, layout_of(rank, 0, 1));
+    const int64_t bytes = factors.size() * 4, adapter = taken(stream) - before;
+    EXPECT_GE(adapter, bytes);
+    EXPECT_LT(adapter, bytes * 5 / 4);
+    const TrainingBuffers buffers(stream, factors.size(), 1);
+    const int64_t training = taken(stream) - before - adapter;
+    EXPECT_GE(training, 3 * bytes);
+    EXPECT_LT(training, bytes * 13 / 4);
+  }
+}
+
+}  // namespace
+}  // namespace lorashard::test

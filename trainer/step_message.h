@@ -1,0 +1,32 @@
+// What the ranks tell each other in a step besides gradients: floats behind the gradients, so that
+// one all-reduce carries both. Each rank encodes its own; the sum of all decodes to the world's.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace lorashard {
+
+// Of a tensor-parallel group, which computes the same loss on every rank, only one rank counts loss
+// and tokens.
+struct StepMessage {
+  double loss_sum = 0;       // over unmasked tokens; decoded only: encode() leaves it to the device
+  int64_t counted = 0;       // unmasked tokens
+  int64_t tokens = 0;        // input tokens
+  bool interrupted = false;  // SIGINT arrived
+  bool terminated = false;   // SIGTERM arrived
+  bool left = false;         // micro-batches are missing, because of the signal
+  bool slow = false;         // long enough to look for signals within the next step
+  double rss_mib = 0;        // peak of this rank; decoded: of the largest
+
+  // Length of the message in a world of this size.
+  static int64_t floats(int world_size);
+  // Where in it the loss goes, as the two floats of split_double, so that nothing is lost to fp32.
+  static constexpr int64_t kLossHigh = 0, kLossLow = 1;
+  // Counts are exact over up to 4096 ranks. The loss is zero.
+  std::vector<float> encode(int rank, int world_size) const;
+  static StepMessage decode(std::span<const float> sum);
+};
+
+}  // namespace lorashard
