@@ -11,7 +11,8 @@ namespace lorashard {
 
 void gated_activation_forward(Stream& stream, Matrix y, ConstMatrix gate, ConstMatrix up,
                               Activation f) {
-  LORASHARD_ON_CUDA(stream, gated_activation_forward(stream, y, gate, up, f));
+  if (stream.record("gated_activation_forward", {traffic(y, gate, up)})) return;
+  LORASHARD_RETURN_ON_CUDA(stream, gated_activation_forward(stream, y, gate, up, f));
   const ProfileSpan span("kernel", "gated_activation_forward");
   const CpuKernels& cpu = cpu_kernels();
   assert(y.dtype == gate.dtype && (!up || up.dtype == gate.dtype));
@@ -25,7 +26,9 @@ void gated_activation_forward(Stream& stream, Matrix y, ConstMatrix gate, ConstM
 
 void gated_activation_backward(Stream& stream, Matrix d_gate, Matrix d_up, ConstMatrix dy,
                                ConstMatrix gate, ConstMatrix up, Activation f) {
-  LORASHARD_ON_CUDA(stream, gated_activation_backward(stream, d_gate, d_up, dy, gate, up, f));
+  if (stream.record("gated_activation_backward", {traffic(d_gate, d_up, dy, gate, up)})) return;
+  LORASHARD_RETURN_ON_CUDA(stream,
+                           gated_activation_backward(stream, d_gate, d_up, dy, gate, up, f));
   const ProfileSpan span("kernel", "gated_activation_backward");
   const CpuKernels& cpu = cpu_kernels();
   assert(d_gate.dtype == gate.dtype && dy.dtype == gate.dtype && (!up || up.dtype == gate.dtype));

@@ -16,7 +16,8 @@ constexpr int64_t kChunk = 1 << 14;  // elements; a unit of work and of summatio
 
 void adamw(Stream& stream, float* p, float* m, float* v, const float* g, int64_t n,
            const AdamWStep& step) {
-  LORASHARD_ON_CUDA(stream, adamw(stream, p, m, v, g, n, step));
+  if (stream.record("adamw", {7 * double(n) * sizeof(float)})) return;
+  LORASHARD_RETURN_ON_CUDA(stream, adamw(stream, p, m, v, g, n, step));
   const ProfileSpan span("kernel", "adamw");
   const CpuKernels& cpu = cpu_kernels();
   parallel_for(stream, (n + kChunk - 1) / kChunk, 1, [&](int64_t begin, int64_t end) {
@@ -26,7 +27,8 @@ void adamw(Stream& stream, float* p, float* m, float* v, const float* g, int64_t
 }
 
 void sum_of_squares(Stream& stream, double* sum, const float* x, int64_t n) {
-  LORASHARD_TAKES_SCRATCH_ON_CUDA(stream, sum_of_squares(stream, sum, x, n));
+  if (stream.record("sum_of_squares", {double(n) * sizeof(float)})) return;
+  LORASHARD_RETURN_ON_CUDA_WITH_SCRATCH(stream, sum_of_squares(stream, sum, x, n));
   const ProfileSpan span("kernel", "sum_of_squares");
   const CpuKernels& cpu = cpu_kernels();
   const int64_t chunks = (n + kChunk - 1) / kChunk;
@@ -40,7 +42,9 @@ void sum_of_squares(Stream& stream, double* sum, const float* x, int64_t n) {
 }
 
 void split_double([[maybe_unused]] Stream& stream, float* high, float* low, const double* x) {
-  LORASHARD_ON_CUDA(stream, split_double(stream, high, low, x));
+  if (stream.record("split_double", {2 * sizeof(double)})) return;
+  LORASHARD_RETURN_ON_CUDA(stream, split_double(stream, high, low, x));
+  const ProfileSpan span("kernel", "split_double");
   *high = float(*x);
   *low = float(*x - double(*high));
 }

@@ -12,8 +12,6 @@
 namespace lorashard {
 namespace {
 
-constexpr int kScratchSlot = 4;
-
 // Keys seen by all rows of a sequence and head group together: the cost of a task, up to a factor.
 double area(const AttentionTask& t) {
   const double per_head = double(t.queries) * (double(t.keys) - 0.5 * double(t.queries));
@@ -84,19 +82,42 @@ void run(Stream& stream, const std::vector<AttentionTask>& tasks, bool backward)
   floats = (floats + 15) / 16 * 16;
   const int threads = int(std::min<int64_t>(stream.threads(), int64_t(tasks.size())));
   auto* scratch = static_cast<float*>(
-      stream.scratch(kScratchSlot, size_t(floats) * size_t(threads) * sizeof(float)));
+      stream.scratch(ScratchSlot::Attention, size_t(floats) * size_t(threads) * sizeof(float)));
   parallel_tasks(stream, int64_t(tasks.size()), [&](int64_t i, int thread) {
     (backward ? cpu.attention_backward : cpu.attention_forward)(tasks[size_t(i)],
                                                                 scratch + thread * floats);
   });
 }
 
+// Multiply-adds of one GEMM over all (query, key) pairs that attention looks at, as flops.
+double pair_flops(ConstMatrix q, const Sequences& s, const AttentionShape& shape) {
+  double pairs = 0;
+  for (size_t i = 0; i + 1 < s.q_offsets.size(); ++i) {
+    const int64_t keys = s.kv_offsets[i + 1] - s.kv_offsets[i];
+    pairs += attention_pairs(s.q_offsets[i + 1] - s.q_offsets[i], keys, shape.window);
+  }
+  return 2 * pairs * double(q.cols);
+}
+
 }  // namespace
+
+double attention_pairs(int64_t queries, int64_t keys, int64_t window) {
+  // Query i of n sees keys - n + i + 1 keys, at most `window`.
+  const double n = double(queries), before = double(keys - queries);
+  if (window <= 0 || window >= keys) return n * before + n * (n + 1) / 2;
+  const double w = double(window);
+  const double growing = std::clamp(w - before, 0.0, n);  // queries that see less than w keys
+  return growing * before + growing * (growing + 1) / 2 + (n - growing) * w;
+}
 
 void attention_forward(Stream& stream, Matrix o, Matrix lse, ConstMatrix q, ConstMatrix k,
                        ConstMatrix v, const Sequences& sequences, const AttentionShape& shape) {
-  LORASHARD_TAKES_SCRATCH_ON_CUDA(stream,
-                                  attention_forward(stream, o, lse, q, k, v, sequences, shape));
+  // q k^T and p v.
+  if (stream.recording())
+    return void(stream.record("attention_forward",
+                              {traffic(o, q, k, v), 2 * pair_flops(q, sequences, shape), q.dtype}));
+  LORASHARD_RETURN_ON_CUDA_WITH_SCRATCH(
+      stream, attention_forward(stream, o, lse, q, k, v, sequences, shape));
   const ProfileSpan span("kernel", "attention_forward");
   // Rows are independent: a task is one block of rows, the last and longest first.
   std::vector<AttentionTask> tasks;
@@ -125,7 +146,13 @@ void attention_forward(Stream& stream, Matrix o, Matrix lse, ConstMatrix q, Cons
 void attention_backward(Stream& stream, Matrix dq, Matrix dk, Matrix dv, ConstMatrix d_o,
                         ConstMatrix q, ConstMatrix k, ConstMatrix v, ConstMatrix o, ConstMatrix lse,
                         const Sequences& sequences, const AttentionShape& shape) {
-  LORASHARD_TAKES_SCRATCH_ON_CUDA(
+  // q k^T again, d_o v^T, and the gradients of q, k and v. Where few heads meet many threads the
+  // CPU does seven GEMMs (below); not counted.
+  if (stream.recording())
+    return void(stream.record(
+        "attention_backward",
+        {traffic(dq, dk, dv, d_o, q, k, v, o), 5 * pair_flops(q, sequences, shape), q.dtype}));
+  LORASHARD_RETURN_ON_CUDA_WITH_SCRATCH(
       stream, attention_backward(stream, dq, dk, dv, d_o, q, k, v, o, lse, sequences, shape));
   const ProfileSpan span("kernel", "attention_backward");
   const Tensors tensors{.q = q,
@@ -167,10 +194,18 @@ void attention_backward(Stream& stream, Matrix dq, Matrix dk, Matrix dv, ConstMa
   run(stream, tasks, true);
 }
 
+void prepare_attention([[maybe_unused]] Stream& stream, [[maybe_unused]] DType type,
+                       [[maybe_unused]] const AttentionShape& shape,
+                       [[maybe_unused]] int64_t sequences, [[maybe_unused]] int64_t length) {
+  LORASHARD_RETURN_ON_CUDA_WITH_SCRATCH(stream,
+                                        prepare_attention(stream, type, shape, sequences, length));
+}
+
 std::string attention_choice([[maybe_unused]] Stream& stream, [[maybe_unused]] DType type,
                              [[maybe_unused]] const AttentionShape& shape,
                              [[maybe_unused]] int64_t sequences, [[maybe_unused]] int64_t length) {
-  LORASHARD_TAKES_SCRATCH_ON_CUDA(stream, attention_choice(stream, type, shape, sequences, length));
+  LORASHARD_RETURN_ON_CUDA_WITH_SCRATCH(stream,
+                                        attention_choice(stream, type, shape, sequences, length));
   return "attention: blocked, on the CPU";
 }
 

@@ -42,8 +42,15 @@ void attention_backward(Stream& stream, Matrix dq, Matrix dk, Matrix dv, ConstMa
                         ConstMatrix q, ConstMatrix k, ConstMatrix v, ConstMatrix o, ConstMatrix lse,
                         const Sequences& sequences, const AttentionShape& shape);
 
-// Which implementation runs for `sequences` sequences of `length` tokens on this stream, and why: a
-// line for logs. On CUDA it also makes what the first step would otherwise make (plans, scratch).
+// (query, key) pairs of causal attention of the last `queries` of `keys` tokens, each looking at
+// its last `window` keys (0: at all).
+double attention_pairs(int64_t queries, int64_t keys, int64_t window);
+
+// Makes what the first pass over `sequences` sequences of `length` tokens would otherwise make:
+// plans and scratch on CUDA, nothing on the CPU.
+void prepare_attention(Stream& stream, DType type, const AttentionShape& shape, int64_t sequences,
+                       int64_t length);
+// Which implementation runs for them, and why: a line for logs.
 std::string attention_choice(Stream& stream, DType type, const AttentionShape& shape,
                              int64_t sequences, int64_t length);
 

@@ -10,7 +10,8 @@ namespace lorashard {
 
 void cross_entropy_stats(Stream& stream, Matrix stats, ConstMatrix logits, const int32_t* labels,
                          int64_t first) {
-  LORASHARD_ON_CUDA(stream, cross_entropy_stats(stream, stats, logits, labels, first));
+  if (stream.record("cross_entropy_stats", {traffic(logits, stats)})) return;
+  LORASHARD_RETURN_ON_CUDA(stream, cross_entropy_stats(stream, stats, logits, labels, first));
   const ProfileSpan span("kernel", "cross_entropy_stats");
   const CpuKernels& cpu = cpu_kernels();
   parallel_for(stream, logits.rows, 4096 / std::max<int64_t>(logits.cols, 1) + 1,
@@ -27,7 +28,9 @@ void cross_entropy_stats(Stream& stream, Matrix stats, ConstMatrix logits, const
 
 void cross_entropy_gradient(Stream& stream, Matrix logits, const float* lse, const int32_t* labels,
                             int64_t first, float factor) {
-  LORASHARD_ON_CUDA(stream, cross_entropy_gradient(stream, logits, lse, labels, first, factor));
+  if (stream.record("cross_entropy_gradient", {traffic(logits, logits)})) return;
+  LORASHARD_RETURN_ON_CUDA(stream,
+                           cross_entropy_gradient(stream, logits, lse, labels, first, factor));
   const ProfileSpan span("kernel", "cross_entropy_gradient");
   const CpuKernels& cpu = cpu_kernels();
   parallel_for(stream, logits.rows, 4096 / std::max<int64_t>(logits.cols, 1) + 1,

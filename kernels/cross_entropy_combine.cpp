@@ -3,12 +3,15 @@
 
 #include "kernels/cross_entropy.h"
 #include "kernels/cuda/dispatch.h"
+#include "kernels/profile.h"
 
 namespace lorashard {
 
 void cross_entropy_combine([[maybe_unused]] Stream& stream, float* lse, double* loss,
                            ConstMatrix stats, int ranks) {
-  LORASHARD_ON_CUDA(stream, cross_entropy_combine(stream, lse, loss, stats, ranks));
+  if (stream.record("cross_entropy_combine", {traffic(stats)})) return;
+  LORASHARD_RETURN_ON_CUDA(stream, cross_entropy_combine(stream, lse, loss, stats, ranks));
+  const ProfileSpan span("kernel", "cross_entropy_combine");
   const auto* s = static_cast<const float*>(stats.data);
   const int64_t rows = stats.rows / ranks;
   double rows_loss = 0;

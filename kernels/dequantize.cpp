@@ -22,7 +22,8 @@ float absmax_of(const Nf4Matrix& w, int64_t block) {
 }  // namespace
 
 void dequantize_nf4(Stream& stream, Matrix y, const Nf4Matrix& w) {
-  LORASHARD_ON_CUDA(stream, dequantize_nf4(stream, y, w));
+  if (stream.record("dequantize_nf4", {traffic(y) + double(w.rows * w.cols) / 2})) return;
+  LORASHARD_RETURN_ON_CUDA(stream, dequantize_nf4(stream, y, w));
   const ProfileSpan span("kernel", "dequantize_nf4");
   assert(y.rows == w.rows && y.cols == w.cols);
   parallel_for(stream, y.rows, rows_worth_a_thread(y.cols), [&](int64_t begin, int64_t end) {
@@ -43,7 +44,8 @@ void dequantize_nf4(Stream& stream, Matrix y, const Nf4Matrix& w) {
 }
 
 void dequantize_int8(Stream& stream, Matrix y, ConstMatrix codes, const float* scales) {
-  LORASHARD_ON_CUDA(stream, dequantize_int8(stream, y, codes, scales));
+  if (stream.record("dequantize_int8", {traffic(y, codes)})) return;
+  LORASHARD_RETURN_ON_CUDA(stream, dequantize_int8(stream, y, codes, scales));
   const ProfileSpan span("kernel", "dequantize_int8");
   assert(y.rows == codes.rows && y.cols == codes.cols && codes.dtype == DType::I8);
   parallel_for(stream, y.rows, rows_worth_a_thread(y.cols), [&](int64_t begin, int64_t end) {

@@ -11,7 +11,9 @@ namespace lorashard {
 
 void dropout(Stream& stream, Matrix y, ConstMatrix x, uint64_t seed, uint32_t site,
              const uint64_t* row_keys, int64_t first_col, float p, bool accumulate) {
-  LORASHARD_ON_CUDA(stream, dropout(stream, y, x, seed, site, row_keys, first_col, p, accumulate));
+  if (stream.record("dropout", {traffic(y, x) + (accumulate ? traffic(y) : 0)})) return;
+  LORASHARD_RETURN_ON_CUDA(stream,
+                           dropout(stream, y, x, seed, site, row_keys, first_col, p, accumulate));
   const ProfileSpan span("kernel", "dropout");
   const CpuKernels& cpu = cpu_kernels();
   // uniform01(word) >= p in integers: uniform01 is (word >> 8) / 2^24.

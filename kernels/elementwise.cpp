@@ -16,7 +16,8 @@ int64_t rows_worth_a_thread(int64_t cols) { return 16384 / std::max<int64_t>(col
 }  // namespace
 
 void convert(Stream& stream, Matrix y, ConstMatrix x) {
-  LORASHARD_ON_CUDA(stream, convert(stream, y, x));
+  if (stream.record("convert", {traffic(y, x)})) return;
+  LORASHARD_RETURN_ON_CUDA(stream, convert(stream, y, x));
   const ProfileSpan span("kernel", "convert");
   const CpuKernels& cpu = cpu_kernels();
   assert(y.rows == x.rows && y.cols == x.cols);
@@ -27,7 +28,8 @@ void convert(Stream& stream, Matrix y, ConstMatrix x) {
 }
 
 void fill_zero(Stream& stream, Matrix y) {
-  LORASHARD_ON_CUDA(stream, fill_zero(stream, y));
+  if (stream.record("fill_zero", {traffic(y)})) return;
+  LORASHARD_RETURN_ON_CUDA(stream, fill_zero(stream, y));
   const ProfileSpan span("kernel", "fill_zero");
   parallel_for(stream, y.rows, rows_worth_a_thread(y.cols), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) std::fill_n(y.at(t, 0), y.cols * size_of(y.dtype), 0);
@@ -35,7 +37,8 @@ void fill_zero(Stream& stream, Matrix y) {
 }
 
 void add(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b) {
-  LORASHARD_ON_CUDA(stream, add(stream, y, a, b));
+  if (stream.record("add", {traffic(y, a, b)})) return;
+  LORASHARD_RETURN_ON_CUDA(stream, add(stream, y, a, b));
   const ProfileSpan span("kernel", "add");
   const CpuKernels& cpu = cpu_kernels();
   parallel_for(stream, y.rows, rows_worth_a_thread(y.cols), [&](int64_t begin, int64_t end) {
@@ -45,7 +48,8 @@ void add(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b) {
 }
 
 void add_bias(Stream& stream, Matrix y, ConstMatrix bias) {
-  LORASHARD_ON_CUDA(stream, add_bias(stream, y, bias));
+  if (stream.record("add_bias", {traffic(y, y, bias)})) return;
+  LORASHARD_RETURN_ON_CUDA(stream, add_bias(stream, y, bias));
   const ProfileSpan span("kernel", "add_bias");
   const CpuKernels& cpu = cpu_kernels();
   parallel_for(stream, y.rows, rows_worth_a_thread(y.cols), [&](int64_t begin, int64_t end) {
@@ -55,7 +59,8 @@ void add_bias(Stream& stream, Matrix y, ConstMatrix bias) {
 }
 
 void scale(Stream& stream, Matrix y, float factor) {
-  LORASHARD_ON_CUDA(stream, scale(stream, y, factor));
+  if (stream.record("scale", {traffic(y, y)})) return;
+  LORASHARD_RETURN_ON_CUDA(stream, scale(stream, y, factor));
   const ProfileSpan span("kernel", "scale");
   const CpuKernels& cpu = cpu_kernels();
   parallel_for(stream, y.rows, rows_worth_a_thread(y.cols), [&](int64_t begin, int64_t end) {

@@ -9,7 +9,10 @@ namespace lorashard {
 
 void embedding_forward(Stream& stream, Matrix y, const int32_t* ids, ConstMatrix table,
                        int64_t first_row, float factor) {
-  LORASHARD_ON_CUDA(stream, embedding_forward(stream, y, ids, table, first_row, factor));
+  if (stream.record("embedding_forward",
+                    {traffic(y) + double(y.rows * table.cols * size_of(table.dtype))}))
+    return;
+  LORASHARD_RETURN_ON_CUDA(stream, embedding_forward(stream, y, ids, table, first_row, factor));
   const ProfileSpan span("kernel", "embedding_forward");
   const CpuKernels& cpu = cpu_kernels();
   parallel_for(stream, y.rows, 16384 / std::max<int64_t>(y.cols, 1) + 1,

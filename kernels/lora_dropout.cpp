@@ -11,7 +11,6 @@
 namespace lorashard {
 namespace {
 
-constexpr int kScratchSlot = 5;
 // Rows of a block: whole register tiles of every target.
 constexpr int64_t kRows = 24;
 constexpr int64_t kMostColumns = 512;
@@ -52,13 +51,15 @@ void lora_dropout_forward(Stream& stream, Matrix u, ConstMatrix x, ConstMatrix a
                           const DropoutMask& mask) {
   const int64_t rows = x.rows, k = x.cols, r = a.rows;
   assert(u.rows == rows && u.cols == r && a.cols == k);
+  if (stream.record("lora_dropout_forward", {traffic(u, x, a), flops(rows, r, k), x.dtype})) return;
   const ProfileSpan span("kernel", "lora_dropout_forward", flops(rows, r, k));
-  LORASHARD_TAKES_SCRATCH_ON_CUDA(stream, lora_dropout_forward(stream, u, x, a, mask));
+  LORASHARD_RETURN_ON_CUDA_WITH_SCRATCH(stream, lora_dropout_forward(stream, u, x, a, mask));
   if (rows == 0 || r == 0) return;
   const CpuKernels& cpu = cpu_kernels();
   const int64_t columns = block_columns(r, k), block = kRows * kMostColumns;
-  auto* a_t = static_cast<float*>(stream.scratch(
-      kScratchSlot, size_t(round_up(k * r, 16) + block * stream.threads()) * sizeof(float)));
+  auto* a_t = static_cast<float*>(
+      stream.scratch(ScratchSlot::LoraDropout,
+                     size_t(round_up(k * r, 16) + block * stream.threads()) * sizeof(float)));
   float* const blocks = a_t + round_up(k * r, 16);
   parallel_for(stream, k, 16384 / r + 1, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c)
@@ -80,8 +81,10 @@ void lora_dropout_wgrad(Stream& stream, Matrix da, ConstMatrix t, ConstMatrix x,
                         const DropoutMask& mask) {
   const int64_t rows = x.rows, k = x.cols, r = t.cols;
   assert(t.rows == rows && da.rows == r && da.cols == k);
+  if (stream.record("lora_dropout_wgrad", {traffic(da, da, t, x), flops(rows, r, k), x.dtype}))
+    return;
   const ProfileSpan span("kernel", "lora_dropout_wgrad", flops(rows, r, k));
-  LORASHARD_TAKES_SCRATCH_ON_CUDA(stream, lora_dropout_wgrad(stream, da, t, x, mask));
+  LORASHARD_RETURN_ON_CUDA_WITH_SCRATCH(stream, lora_dropout_wgrad(stream, da, t, x, mask));
   if (rows == 0 || r == 0 || k == 0) return;
   const CpuKernels& cpu = cpu_kernels();
   // Tasks are stripes of columns. Each column is summed over the rows in order, kSummedRows at a
@@ -91,7 +94,7 @@ void lora_dropout_wgrad(Stream& stream, Matrix da, ConstMatrix t, ConstMatrix x,
   const int64_t columns = std::min(kStripe, round_up(each, 32));
   const int64_t block = kSummedRows * columns;
   auto* blocks = static_cast<float*>(
-      stream.scratch(kScratchSlot, size_t(block * stream.threads()) * sizeof(float)));
+      stream.scratch(ScratchSlot::LoraDropout, size_t(block * stream.threads()) * sizeof(float)));
   parallel_tasks(stream, (k + columns - 1) / columns, [&](int64_t task, int thread) {
     const int64_t c = task * columns, m = std::min(columns, k - c);
     for (int64_t row = 0; row < rows; row += kSummedRows) {
@@ -108,13 +111,15 @@ void lora_dropout_dgrad(Stream& stream, Matrix dx, ConstMatrix t, ConstMatrix a,
                         const DropoutMask& mask) {
   const int64_t rows = dx.rows, k = dx.cols, r = t.cols;
   assert(t.rows == rows && a.rows == r && a.cols == k);
+  if (stream.record("lora_dropout_dgrad", {traffic(dx, dx, t, a), flops(rows, r, k), dx.dtype}))
+    return;
   const ProfileSpan span("kernel", "lora_dropout_dgrad", flops(rows, r, k));
-  LORASHARD_ON_CUDA(stream, lora_dropout_dgrad(stream, dx, t, a, mask));
+  LORASHARD_RETURN_ON_CUDA(stream, lora_dropout_dgrad(stream, dx, t, a, mask));
   if (k == 0 || r == 0) return;
   const CpuKernels& cpu = cpu_kernels();
   const int64_t columns = block_columns(r, k), block = kRows * kMostColumns;
   auto* blocks = static_cast<float*>(
-      stream.scratch(kScratchSlot, size_t(block * stream.threads()) * sizeof(float)));
+      stream.scratch(ScratchSlot::LoraDropout, size_t(block * stream.threads()) * sizeof(float)));
   parallel_tasks(stream, (rows + kRows - 1) / kRows, [&](int64_t task, int thread) {
     const int64_t row = task * kRows, n = std::min(kRows, rows - row);
     for (int64_t c = 0; c < k; c += columns) {

@@ -10,6 +10,7 @@
 #include "configs/error.h"
 #include "kernels/cpu/table.h"
 #include "kernels/cuda/dispatch.h"
+#include "kernels/elementwise.h"
 #include "kernels/matmul_paths.h"
 #include "kernels/parallel_for.h"
 #include "kernels/profile.h"
@@ -105,12 +106,11 @@ void product_primitive(Stream& stream, Matrix y, const Operand& a, const Operand
 
 // ---- other types: widened tile by tile.
 
-constexpr int kSlotA = 1, kSlotB = 2, kSlotY = 3;
 // Floats of a widened tile: a few MiB, which stay in the outer cache until they are used.
 constexpr int64_t kTileFloats = 1 << 20;
 constexpr int64_t kTileDepth = 4096;  // most columns of a and rows of b in a tile
 
-Operand widened(Stream& stream, const Operand& x, int slot) {
+Operand widened(Stream& stream, const Operand& x, ScratchSlot slot) {
   if (x.m.dtype == DType::F32) return x;
   const CpuKernels& cpu = cpu_kernels();
   const Matrix wide = matrix(stream.scratch(slot, size_t(x.m.rows * x.m.cols) * sizeof(float)),
@@ -141,12 +141,14 @@ void product_widened(Stream& stream, Matrix y, const Operand& a, const Operand& 
       const Matrix block = y.block(i, ni, j, nj);
       const Matrix target =
           narrow_y
-              ? matrix(stream.scratch(kSlotY, size_t(ni * nj) * sizeof(float)), ni, nj, DType::F32)
+              ? matrix(stream.scratch(ScratchSlot::GemmResult, size_t(ni * nj) * sizeof(float)), ni,
+                       nj, DType::F32)
               : block;
       for (int64_t p = 0; p < k; p += depth) {
         const int64_t np = std::min(depth, k - p);
-        if (j == 0 || depth < k) wide_a = widened(stream, a.block(i, ni, p, np), kSlotA);
-        const Operand wide_b = widened(stream, b.block(p, np, j, nj), kSlotB);
+        if (j == 0 || depth < k)
+          wide_a = widened(stream, a.block(i, ni, p, np), ScratchSlot::GemmA);
+        const Operand wide_b = widened(stream, b.block(p, np, j, nj), ScratchSlot::GemmB);
         product_f32(target, wide_a, wide_b, alpha, p > 0 ? 1 : narrow_y ? 0 : beta);
       }
       if (narrow_y)
@@ -164,7 +166,7 @@ constexpr int64_t kFewRows = 4;
 
 void product_rows(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta) {
   const CpuKernels& cpu = cpu_kernels();
-  const Operand wide = widened(stream, {x, false}, kSlotA);
+  const Operand wide = widened(stream, {x, false}, ScratchSlot::GemmA);
   parallel_for(stream, w.rows, 8192 / w.cols + 1, [&](int64_t begin, int64_t end) {
     constexpr int64_t kPiece = 64;
     for (int64_t j = begin; j < end; j += kPiece) {
@@ -179,9 +181,9 @@ void product_rows(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float 
   });
 }
 
-// y = beta y: what is left of a product over nothing.
 double flops(Matrix y, int64_t k) { return 2.0 * double(y.rows) * double(y.cols) * double(k); }
 
+// y = beta y: what is left of a product over nothing.
 void scale_only(Stream& stream, Matrix y, float beta) {
   const CpuKernels& cpu = cpu_kernels();
   parallel_for(stream, y.rows, 1024, [&](int64_t begin, int64_t end) {
@@ -214,6 +216,28 @@ void product(Stream& stream, Matrix y, const Operand& a, const Operand& b, float
     product_widened(stream, y, a, b, alpha, beta);
 }
 
+// Notes y = a b [+ bias] [+ beta y], and on CUDA the conversions that come before it (as in
+// kernels/cuda/matmul.cpp). False: the stream does not record.
+bool record_product(Stream& stream, const char* name, Matrix y, ConstMatrix a, ConstMatrix b,
+                    double flops, float beta, DType cuda_type, ConstMatrix bias = {}) {
+  if (!stream.recording()) return false;
+  const auto converted = [&](ConstMatrix& x, DType type, ScratchSlot slot) {
+    if (!x || x.dtype == type) return;
+    const Matrix copy =
+        matrix(stream.scratch(slot, size_t(x.rows * x.cols * size_of(type))), x.rows, x.cols, type);
+    convert(stream, copy, x);
+    x = copy;
+  };
+  DType type = a.dtype == DType::BF16 && b.dtype == DType::BF16 ? DType::BF16 : DType::F32;
+  if (stream.kernels_of() == Backend::CUDA) {
+    type = cuda_type;
+    converted(a, type, ScratchSlot::GemmA);
+    converted(b, type, ScratchSlot::GemmB);
+    converted(bias, y.dtype, ScratchSlot::GemmBias);
+  }
+  return stream.record(name, {traffic(y, a, b) + (beta != 0 ? traffic(y) : 0), flops, type});
+}
+
 }  // namespace
 
 bool bf16_products_are_native() {
@@ -236,14 +260,18 @@ void matmul_tn(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b, float alp
 }
 
 void matmul_nt(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta) {
+  if (record_product(stream, "matmul_nt", y, x, w, flops(y, x.cols), beta, cuda_gemm_type(y, x)))
+    return;
   const ProfileSpan span("kernel", "matmul_nt", flops(y, x.cols));
-  LORASHARD_TAKES_SCRATCH_ON_CUDA(stream, matmul_nt(stream, y, x, w, alpha, beta));
+  LORASHARD_RETURN_ON_CUDA_WITH_SCRATCH(stream, matmul_nt(stream, y, x, w, alpha, beta));
   matmul_nt(stream, y, x, w, alpha, beta, ProductPath::AUTO);
 }
 void matmul_nt_bias(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, ConstMatrix bias) {
   assert(bias.rows == 1 && bias.cols == y.cols);
+  if (record_product(stream, "matmul_nt", y, x, w, flops(y, x.cols), 0, cuda_gemm_type(y, x), bias))
+    return;
   const ProfileSpan span("kernel", "matmul_nt", flops(y, x.cols));
-  LORASHARD_TAKES_SCRATCH_ON_CUDA(stream, matmul_nt_bias(stream, y, x, w, bias));
+  LORASHARD_RETURN_ON_CUDA_WITH_SCRATCH(stream, matmul_nt_bias(stream, y, x, w, bias));
   matmul_nt(stream, y, x, w, 1, 0, ProductPath::AUTO);
   const CpuKernels& cpu = cpu_kernels();
   parallel_for(stream, y.rows, 16384 / (y.cols + 1) + 1, [&](int64_t begin, int64_t end) {
@@ -252,13 +280,17 @@ void matmul_nt_bias(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, Cons
   });
 }
 void matmul_nn(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta) {
+  if (record_product(stream, "matmul_nn", y, x, w, flops(y, x.cols), beta, cuda_gemm_type(y, x)))
+    return;
   const ProfileSpan span("kernel", "matmul_nn", flops(y, x.cols));
-  LORASHARD_TAKES_SCRATCH_ON_CUDA(stream, matmul_nn(stream, y, x, w, alpha, beta));
+  LORASHARD_RETURN_ON_CUDA_WITH_SCRATCH(stream, matmul_nn(stream, y, x, w, alpha, beta));
   matmul_nn(stream, y, x, w, alpha, beta, ProductPath::AUTO);
 }
 void matmul_tn(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b, float alpha, float beta) {
+  if (record_product(stream, "matmul_tn", y, a, b, flops(y, a.rows), beta, cuda_gemm_type(a, b)))
+    return;
   const ProfileSpan span("kernel", "matmul_tn", flops(y, a.rows));
-  LORASHARD_TAKES_SCRATCH_ON_CUDA(stream, matmul_tn(stream, y, a, b, alpha, beta));
+  LORASHARD_RETURN_ON_CUDA_WITH_SCRATCH(stream, matmul_tn(stream, y, a, b, alpha, beta));
   matmul_tn(stream, y, a, b, alpha, beta, ProductPath::AUTO);
 }
 

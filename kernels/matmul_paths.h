@@ -12,6 +12,12 @@ enum class ProductPath : uint8_t {
   PRIMITIVE,  // oneDNN's matmul primitive, where both operands have one type
 };
 
+// The type that the CUDA backend converts a GEMM's operands to: for matmul_nt and matmul_nn that of
+// output and input decides, for matmul_tn that of the operands.
+inline DType cuda_gemm_type(ConstMatrix p, ConstMatrix q) {
+  return p.dtype == DType::BF16 || q.dtype == DType::BF16 ? DType::BF16 : DType::F32;
+}
+
 void matmul_nt(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta,
                ProductPath path);
 void matmul_nn(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta,

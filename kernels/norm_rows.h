@@ -12,7 +12,8 @@ namespace lorashard {
 
 // One row of parameters in fp32, `offset` added; zeros if there are none. Lives in the stream's
 // scratch `slot`.
-inline float* widened_row(Stream& stream, int slot, ConstMatrix row, int64_t cols, float offset) {
+inline float* widened_row(Stream& stream, ScratchSlot slot, ConstMatrix row, int64_t cols,
+                          float offset) {
   auto* values = static_cast<float*>(stream.scratch(slot, size_t(cols) * sizeof(float)));
   if (!row) {
     std::fill_n(values, cols, 0.0f);
@@ -32,13 +33,13 @@ void each_row(Stream& stream, ConstMatrix x, const Body& body) {
                });
 }
 
-// The same after the row of add.sum has been formed; body(t, in): `in` is x or the sum. The row is
-// still in the L1 cache when the norm reads it.
+// Forms each row of add.sum, if there is one, and calls body(t, in) at once: `in` is the sum, or x.
+// The row is still in the L1 cache when the norm reads it.
 template <class Body>
 void each_row_after_add(Stream& stream, ConstMatrix x, const ResidualAdd& add, const Body& body) {
-  constexpr int kSlot = 2;
   const CpuKernels& cpu = cpu_kernels();
-  const float* bias = add.bias ? widened_row(stream, kSlot, add.bias, x.cols, 0) : nullptr;
+  const float* bias =
+      add.bias ? widened_row(stream, ScratchSlot::ResidualBias, add.bias, x.cols, 0) : nullptr;
   const ConstMatrix in = add ? ConstMatrix(add.sum) : x;
   assert(!add || (add.sum.rows == x.rows && add.sum.cols == x.cols && add.delta.cols == x.cols));
   each_row(stream, x, [&](int64_t t) {

@@ -6,6 +6,8 @@
 #include <chrono>
 #include <cstdint>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 namespace lorashard {
@@ -16,6 +18,8 @@ struct ProfileEvent {
   int64_t start_ns, duration_ns;  // start on the steady clock
   double work;                    // flops of a kernel, bytes of a collective; 0: not said
 };
+
+class ProfileSpan;
 
 // Collects the spans of the thread that attached it. Not copyable while attached.
 class Profiler {
@@ -29,6 +33,7 @@ class Profiler {
     if (current() == this) current() = nullptr;
   }
   std::vector<ProfileEvent> events;
+  const ProfileSpan* innermost = nullptr;  // of the spans that are open
 
   // The profiler of this thread, or null.
   static Profiler*& current() {
@@ -44,13 +49,23 @@ class ProfileSpan {
       : profiler_(Profiler::current()) {
     if (!profiler_) return;
     event_ = {name, category, now(), 0, work};
+    outer_ = std::exchange(profiler_->innermost, this);
   }
   ProfileSpan(const ProfileSpan&) = delete;
   ProfileSpan& operator=(const ProfileSpan&) = delete;
   ~ProfileSpan() {
     if (!profiler_) return;
     event_.duration_ns = now() - event_.start_ns;
+    profiler_->innermost = outer_;
     profiler_->events.push_back(std::move(event_));
+  }
+
+  // The names of this span and those around it, outermost first, without those of kernels:
+  // "step/layer.3.mlp.backward/lora".
+  std::string path() const {
+    std::string outer = outer_ ? outer_->path() : "";
+    if (std::string_view(event_.category) == "kernel") return outer;
+    return outer.empty() ? event_.name : outer + "/" + event_.name;
   }
 
  private:
@@ -61,6 +76,7 @@ class ProfileSpan {
   }
   Profiler* profiler_;
   ProfileEvent event_;
+  const ProfileSpan* outer_ = nullptr;
 };
 
 }  // namespace lorashard

@@ -11,7 +11,8 @@ namespace lorashard {
 
 void rope(Stream& stream, Matrix x, int64_t heads, const int32_t* positions, ConstMatrix cos_sin,
           bool inverse) {
-  LORASHARD_ON_CUDA(stream, rope(stream, x, heads, positions, cos_sin, inverse));
+  if (stream.record("rope", {traffic(x, x)})) return;
+  LORASHARD_RETURN_ON_CUDA(stream, rope(stream, x, heads, positions, cos_sin, inverse));
   const ProfileSpan span("kernel", "rope");
   if (heads == 0) return;
   const CpuKernels& cpu = cpu_kernels();

@@ -8,12 +8,12 @@
 #include <cerrno>
 #include <cstring>
 #include <iterator>
-#include <numeric>
 #include <string>
 #include <utility>
 
 #include "configs/error.h"
 #include "kernels/cuda/dispatch.h"
+#include "kernels/profile.h"
 
 namespace lorashard {
 namespace {
@@ -52,14 +52,22 @@ void unmap(void* p, size_t bytes) {
   if (p) munmap(p, rounded(bytes));
 }
 
+// Where a recording stream's memory lies: never touched.
+alignas(64) char no_memory[64];
+
 // Zeroed memory of the stream's device, and its end.
 void* allocate([[maybe_unused]] Stream& stream, size_t bytes) {
-  LORASHARD_TAKES_SCRATCH_ON_CUDA(stream, allocate(stream, bytes));
+  if (KernelRecord* record = stream.recorder()) {
+    record->allocated += bytes;
+    return no_memory;
+  }
+  LORASHARD_RETURN_ON_CUDA_WITH_SCRATCH(stream, allocate(stream, bytes));
   return map_zeroed(bytes);
 }
 
 void release([[maybe_unused]] Stream& stream, void* p, size_t bytes) {
-  LORASHARD_TAKES_SCRATCH_ON_CUDA(stream, release(stream, p));
+  if (stream.recording()) return;
+  LORASHARD_RETURN_ON_CUDA_WITH_SCRATCH(stream, release(stream, p));
   unmap(p, bytes);
 }
 
@@ -115,8 +123,17 @@ Stream::Stream(Backend backend, int threads, [[maybe_unused]] int device) : Stre
 #endif
 }
 
+Stream::Stream(KernelRecord& record) : threads_(1), record_(&record) {}
+
+bool Stream::note(const char* kernel, const KernelWork& work) {
+  const Profiler* profiler = Profiler::current();
+  const ProfileSpan* span = profiler ? profiler->innermost : nullptr;
+  record_->calls.push_back({kernel, span ? span->path() : "", work});
+  return true;
+}
+
 Stream::~Stream() {
-  for (int i = 0; i < kSlots; ++i) release(*this, scratch_[i], scratch_bytes_[i]);
+  for (const Scratch& s : scratch_) release(*this, s.memory, s.bytes);
 #if LORASHARD_CUDA
   if (cuda_) cuda::destroy_stream(cuda_);
 #endif
@@ -129,21 +146,22 @@ size_t Stream::available_bytes() const {
   return 0;
 }
 
-void Stream::synchronize() { LORASHARD_TAKES_SCRATCH_ON_CUDA(*this, synchronize(*this)); }
+void Stream::synchronize() { LORASHARD_RETURN_ON_CUDA_WITH_SCRATCH(*this, synchronize(*this)); }
 
-void* Stream::scratch(int slot, size_t bytes) {
+void* Stream::scratch(ScratchSlot slot, size_t bytes) {
+  Scratch& s = scratch_[size_t(slot)];
   if (reserving_) {
-    wanted_[slot] = std::max(wanted_[slot], bytes);
-    return scratch_[slot];
+    s.wanted = std::max(s.wanted, bytes);
+    return s.memory;
   }
-  if (bytes > scratch_bytes_[slot]) {
+  if (bytes > s.bytes) {
     // Doubling keeps a slowly growing user from mapping anew at every call.
-    const size_t size = std::max(bytes, std::min(2 * scratch_bytes_[slot], size_t{64} << 20));
-    release(*this, std::exchange(scratch_[slot], nullptr), std::exchange(scratch_bytes_[slot], 0));
-    scratch_[slot] = allocate(*this, size);
-    scratch_bytes_[slot] = size;
+    const size_t size = std::max(bytes, std::min(2 * s.bytes, size_t{64} << 20));
+    release(*this, std::exchange(s.memory, nullptr), std::exchange(s.bytes, 0));
+    s.memory = allocate(*this, size);
+    s.bytes = size;
   }
-  return scratch_[slot];
+  return s.memory;
 }
 
 void Stream::reserve_for(const std::function<void()>& work) {
@@ -156,25 +174,28 @@ void Stream::reserve_for(const std::function<void()>& work) {
     const Reserving guard{reserving_ = true};
     work();
   }
-  for (int i = 0; i < kSlots; ++i) {
-    if (wanted_[i] == 0) continue;
-    (void)scratch(i, std::exchange(wanted_[i], 0));
-    reserved_[i] = true;
+  for (size_t i = 0; i < std::size(scratch_); ++i) {
+    if (scratch_[i].wanted == 0) continue;
+    (void)scratch(ScratchSlot(i), std::exchange(scratch_[i].wanted, 0));
+    scratch_[i].reserved = true;
   }
 }
 
 size_t Stream::scratch_bytes() const {
-  return std::accumulate(std::begin(scratch_bytes_), std::end(scratch_bytes_), size_t{0});
+  size_t bytes = 0;
+  for (const Scratch& s : scratch_) bytes += s.bytes;
+  return bytes;
 }
 
-size_t Stream::reserved_bytes(int slot) const {
-  return reserved_[slot] && !reserving_ ? scratch_bytes_[slot] : SIZE_MAX;
+size_t Stream::reserved_bytes(ScratchSlot slot) const {
+  const Scratch& s = scratch_[size_t(slot)];
+  return s.reserved && !reserving_ ? s.bytes : SIZE_MAX;
 }
 
 Buffer::Buffer(Stream& stream, size_t bytes)
     : data_(allocate(stream, bytes)),
       bytes_(bytes),
-      stream_(stream.backend() == Backend::CUDA ? &stream : nullptr) {}
+      stream_(stream.backend() == Backend::CUDA || stream.recording() ? &stream : nullptr) {}
 
 Buffer::~Buffer() {
   if (stream_) {

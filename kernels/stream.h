@@ -11,9 +11,9 @@
 #include <memory>
 #include <string>
 
-namespace lorashard {
+#include "kernels/record.h"
 
-enum class Backend : uint8_t { CPU, CUDA };
+namespace lorashard {
 
 struct CudaStream;  // kernels/cuda/device.h
 
@@ -25,6 +25,21 @@ bool cuda_is_simulated();
 // The maker's name of a device that answers; "" without the backend.
 std::string cuda_device_name(int device);
 
+// What scratch memory is for: of one purpose, one piece is in use at a time.
+enum class ScratchSlot : uint8_t {
+  GemmA,  // operands and result of a GEMM in another type
+  GemmB,
+  GemmResult,
+  GemmBias,
+  NormGain,  // rows of parameters in fp32
+  NormBias,
+  ResidualBias,
+  Attention,
+  LoraDropout,
+  Reduction,  // partial sums
+  Count
+};
+
 class Stream {
  public:
   // `threads` worker threads per kernel; 0 takes what the process may run on.
@@ -32,12 +47,22 @@ class Stream {
   // CPU: as above. CUDA: a stream of device number `device`. Error (status 3) if it does not
   // answer.
   Stream(Backend backend, int threads, int device = 0);
+  // Notes in `record` what it is asked for and runs nothing (kernels/record.h).
+  explicit Stream(KernelRecord& record);
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
 
   Backend backend() const { return cuda_ ? Backend::CUDA : Backend::CPU; }
   int threads() const { return threads_; }
+  bool recording() const { return record_ != nullptr; }
+  KernelRecord* recorder() const { return record_; }
+  // True on a recording stream, which then has noted the kernel: it must not run.
+  bool record(const char* kernel, const KernelWork& work) {
+    return record_ != nullptr && note(kernel, work);
+  }
+  // Whose kernels are run, or recorded.
+  Backend kernels_of() const { return record_ ? record_->backend : backend(); }
   // Waits until all that was enqueued is done.
   void synchronize();
   // Memory of a CUDA device that is free; 0 on the CPU.
@@ -45,9 +70,9 @@ class Stream {
   // What the CUDA backend keeps for the stream; null on the CPU.
   CudaStream* cuda() const { return cuda_; }
   // Scratch memory of the device of at least `bytes`, 64-byte aligned, valid until the next call of
-  // scratch() on the same slot. Slots 0 to 5 belong to kernels/, 6 and 7 to its callers. Grows,
+  // scratch() on the same slot. Grows,
   // never shrinks.
-  void* scratch(int slot, size_t bytes);
+  void* scratch(ScratchSlot slot, size_t bytes);
   // Takes all the scratch that `work` needs, so that the same work allocates nothing later. CUDA:
   // calls it with kernels, copies and sums over ranks left out, so that pointers may be to nothing;
   // only the calls' shapes and types matter. CPU: does nothing, for memory there comes page by
@@ -58,17 +83,22 @@ class Stream {
   size_t scratch_bytes() const;
   // The most scratch that a slot gives without allocating, once it was reserved; before that no
   // limit.
-  size_t reserved_bytes(int slot) const;
-
-  static constexpr int kSlots = 8;
+  size_t reserved_bytes(ScratchSlot slot) const;
 
  private:
+  bool note(const char* kernel, const KernelWork& work);
+
   int threads_;
+  KernelRecord* record_ = nullptr;
   CudaStream* cuda_ = nullptr;  // owned
-  void* scratch_[kSlots] = {};
-  size_t scratch_bytes_[kSlots] = {};
-  size_t wanted_[kSlots] = {};  // by what is reserved for
-  bool reserving_ = false, reserved_[kSlots] = {};
+  struct Scratch {
+    void* memory = nullptr;
+    size_t bytes = 0;
+    size_t wanted = 0;  // by what is reserved for
+    bool reserved = false;
+  };
+  Scratch scratch_[size_t(ScratchSlot::Count)];
+  bool reserving_ = false;
 };
 
 // Memory of the stream's device, 64-byte aligned (huge pages advised when large), zeroed; freed
@@ -91,7 +121,7 @@ class Buffer {
  private:
   void* data_ = nullptr;
   size_t bytes_ = 0;
-  Stream* stream_ = nullptr;  // set if the memory is a CUDA device's
+  Stream* stream_ = nullptr;  // null if the memory is the host's
 };
 
 }  // namespace lorashard

@@ -7,19 +7,19 @@
 
 namespace lorashard {
 
-void copy_to_device([[maybe_unused]] Stream& stream, void* device, const void* host,
-                    int64_t bytes) {
-  LORASHARD_ON_CUDA(stream, copy_to_device(stream, device, host, bytes));
-  if (bytes > 0) std::memcpy(device, host, size_t(bytes));
+void copy_to_device(Stream& stream, void* device, const void* host, int64_t bytes) {
+  LORASHARD_RETURN_ON_CUDA(stream, copy_to_device(stream, device, host, bytes));
+  if (bytes > 0 && !stream.recording()) std::memcpy(device, host, size_t(bytes));
 }
 
-void copy_to_host([[maybe_unused]] Stream& stream, void* host, const void* device, int64_t bytes) {
-  LORASHARD_ON_CUDA(stream, copy_to_host(stream, host, device, bytes));
-  if (bytes > 0) std::memcpy(host, device, size_t(bytes));
+void copy_to_host(Stream& stream, void* host, const void* device, int64_t bytes) {
+  LORASHARD_RETURN_ON_CUDA(stream, copy_to_host(stream, host, device, bytes));
+  if (bytes > 0 && !stream.recording()) std::memcpy(host, device, size_t(bytes));
 }
 
-void copy_matrix_to_device([[maybe_unused]] Stream& stream, Matrix device, ConstMatrix host) {
-  LORASHARD_ON_CUDA(stream, copy_matrix_to_device(stream, device, host));
+void copy_matrix_to_device(Stream& stream, Matrix device, ConstMatrix host) {
+  LORASHARD_RETURN_ON_CUDA(stream, copy_matrix_to_device(stream, device, host));
+  if (stream.recording()) return;
   const auto bytes = size_t(host.cols * size_of(host.dtype));
   for (int64_t r = 0; r < host.rows; ++r) std::memcpy(device.at(r, 0), host.at(r, 0), bytes);
 }
@@ -47,7 +47,8 @@ StagedBytes& StagedBytes::operator=(StagedBytes&& other) noexcept {
 }
 
 const void* StagedBytes::put(const void* host, [[maybe_unused]] int64_t bytes) {
-  if (stream_) LORASHARD_TAKES_SCRATCH_ON_CUDA(*stream_, stage(*stream_, slots_, host, bytes));
+  if (stream_)
+    LORASHARD_RETURN_ON_CUDA_WITH_SCRATCH(*stream_, stage(*stream_, slots_, host, bytes));
   return host;
 }
 

@@ -96,7 +96,8 @@ void adamw(Stream& stream, float* p, float* m, float* v, const float* g, int64_t
 
 void sum_of_squares(Stream& stream, double* sum, const float* x, int64_t n) {
   const int64_t chunks = (n + kChunk - 1) / kChunk;
-  auto* parts = static_cast<double*>(stream.scratch(0, size_t(chunks) * sizeof(double)));
+  auto* parts =
+      static_cast<double*>(stream.scratch(ScratchSlot::Reduction, size_t(chunks) * sizeof(double)));
   if (stream.reserving()) return;
   const bool aligned = vectors_fit(4, {const_matrix(x, 1, n, DType::F32)});
   if (chunks > 0)

@@ -11,8 +11,6 @@
 namespace lorashard::cuda {
 namespace {
 
-constexpr int kScratchSlot = 4;  // as on the CPU
-
 AttentionGrid grid_of(const Sequences& sequences) {
   AttentionGrid grid;
   const auto &q = sequences.q_offsets, &k = sequences.kv_offsets;
@@ -71,7 +69,7 @@ void run_own(Stream& stream, const Pass& x, const Sequences& sequences,
   float* delta = nullptr;
   if (backward)
     delta = static_cast<float*>(
-        stream.scratch(kScratchSlot, size_t(grid.queries * shape.heads) * sizeof(float)));
+        stream.scratch(ScratchSlot::Attention, size_t(grid.queries * shape.heads) * sizeof(float)));
   if (stream.reserving()) return;
   const AttentionArgs<T> args = args_of<T>(x, delta, sequences, shape);
   if (backward)
@@ -126,6 +124,13 @@ CudnnShape cudnn_shape(const AttentionShape& shape, int64_t batch, int64_t lengt
   return s;
 }
 
+// Of matrices without gaps between rows.
+CudnnShape packed_shape(const AttentionShape& shape, int64_t batch, int64_t length, bool backward) {
+  CudnnShape s = cudnn_shape(shape, batch, length);
+  s.backward = backward;
+  return contiguous(s);
+}
+
 CudnnPass cudnn_pass(const Pass& x, const Sequences& sequences, const AttentionShape& shape) {
   CudnnPass pass;
   const auto &q = sequences.q_offsets, &k = sequences.kv_offsets;
@@ -159,8 +164,8 @@ bool run_cudnn(Stream& stream, const Pass& x, const Sequences& sequences,
   if (!plan.graph) return false;
   // A plan of another length may want more than what was reserved: no memory is taken in a step.
   const size_t bytes = cudnn_scratch_bytes(plan, pass.shape);
-  if (bytes > stream.reserved_bytes(kScratchSlot)) return false;
-  void* scratch = stream.scratch(kScratchSlot, bytes);
+  if (bytes > stream.reserved_bytes(ScratchSlot::Attention)) return false;
+  void* scratch = stream.scratch(ScratchSlot::Attention, bytes);
   if (stream.reserving()) return true;
   const ConstMatrix lse = x.d_o ? x.lse : ConstMatrix(x.write_lse);
   cudnn_run(stream, plan, pass.shape, pass.tensors,
@@ -196,24 +201,31 @@ void attention_backward(Stream& stream, Matrix dq, Matrix dk, Matrix dv, ConstMa
   run(stream, x, sequences, shape);
 }
 
+void prepare_attention(Stream& stream, DType type, const AttentionShape& shape, int64_t sequences,
+                       int64_t length) {
+  use_device(stream);
+  if (!cudnn_problem(type, length, shape).empty()) return;
+  size_t bytes = size_t(sequences * length * shape.heads) * sizeof(float);
+  for (const bool backward : {false, true}) {
+    const CudnnShape s = packed_shape(shape, sequences, length, backward);
+    const CudnnPlan& plan = cudnn_plan(stream, s);
+    if (plan.graph) bytes = std::max(bytes, cudnn_scratch_bytes(plan, s));
+  }
+  (void)stream.scratch(ScratchSlot::Attention, bytes);
+}
+
 std::string attention_choice(Stream& stream, DType type, const AttentionShape& shape,
                              int64_t sequences, int64_t length) {
   use_device(stream);
   const std::string own = type == DType::BF16 ? "own kernel (tensor cores)" : "own kernel (fp32)";
   const std::string problem = cudnn_problem(type, length, shape);
   if (!problem.empty()) return "attention: " + own + ": " + problem;
-  size_t bytes = size_t(sequences * length * shape.heads) * sizeof(float);
   const auto choose = [&](bool backward) -> std::string {
-    CudnnShape s = cudnn_shape(shape, sequences, length);
-    s.backward = backward;
-    s = contiguous(s);
-    const CudnnPlan& plan = cudnn_plan(stream, s);
+    const CudnnPlan& plan = cudnn_plan(stream, packed_shape(shape, sequences, length, backward));
     if (!plan.graph) return own + " (" + plan.problem + ")";
-    bytes = std::max(bytes, cudnn_scratch_bytes(plan, s));
     return cudnn_name() + " (" + plan.name + ")";
   };
   const std::string forward = choose(false), backward = choose(true);
-  (void)stream.scratch(kScratchSlot, bytes);
   return "attention: forward by " + forward + ", backward by " + backward;
 }
 

@@ -47,6 +47,8 @@ void attention_backward(Stream& stream, Matrix dq, Matrix dk, Matrix dv, ConstMa
                         ConstMatrix q, ConstMatrix k, ConstMatrix v, ConstMatrix o, ConstMatrix lse,
                         const Sequences& sequences, const AttentionShape& shape);
 
+void prepare_attention(Stream& stream, DType type, const AttentionShape& shape, int64_t sequences,
+                       int64_t length);
 std::string attention_choice(Stream& stream, DType type, const AttentionShape& shape,
                              int64_t sequences, int64_t length);
 

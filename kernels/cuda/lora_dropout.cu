@@ -8,7 +8,6 @@
 namespace lorashard::cuda {
 namespace {
 
-constexpr int kScratchSlot = 5;
 constexpr int kThreads = 128, kWarps = kThreads / 32;
 // Blocks a multiprocessor should have, so that warps hide each other's loads.
 constexpr int64_t kBlocksPerMultiprocessor = 4;
@@ -387,7 +386,7 @@ Split split_sum(Stream& stream, Matrix y, int64_t depth, int64_t unit, int64_t b
   split.ld = y.cols;
   split.stride = y.rows * y.cols;
   split.data = static_cast<float*>(
-      stream.scratch(kScratchSlot, size_t(split.parts * split.stride) * sizeof(float)));
+      stream.scratch(ScratchSlot::LoraDropout, size_t(split.parts * split.stride) * sizeof(float)));
   return split;
 }
 

@@ -169,10 +169,7 @@ const Plan& MatmulPlans::plan(Matrix y, const Operand& a, const Operand& b, cons
 
 namespace {
 
-// Slots of the stream's scratch for operands of another type than the product's.
-constexpr int kSlotA = 1, kSlotB = 2, kSlotBias = 3;
-
-Matrix converted(Stream& stream, ConstMatrix x, DType type, int slot) {
+Matrix converted(Stream& stream, ConstMatrix x, DType type, ScratchSlot slot) {
   const Matrix copy =
       matrix(stream.scratch(slot, size_t(x.rows * x.cols * size_of(type))), x.rows, x.cols, type);
   if (!stream.reserving()) convert(stream, copy, x);
@@ -182,7 +179,7 @@ Matrix converted(Stream& stream, ConstMatrix x, DType type, int slot) {
 // The bias as cuBLASLt takes it: of y's type, and where vectors of 16 bytes can be read.
 const void* bias_for(Stream& stream, DType type, ConstMatrix bias) {
   if (!bias || (bias.dtype == type && alignment(bias.data) >= 16)) return bias.data;
-  return converted(stream, bias, type, kSlotBias).data;
+  return converted(stream, bias, type, ScratchSlot::GemmBias).data;
 }
 
 void product(Stream& stream, Matrix y, Operand a, Operand b, float alpha, float beta, DType type,
@@ -195,8 +192,8 @@ void product(Stream& stream, Matrix y, Operand a, Operand b, float alpha, float 
     if (bias) add_bias(stream, y, bias);
     return;
   }
-  if (a.m.dtype != type) a.m = converted(stream, a.m, type, kSlotA);
-  if (b.m.dtype != type) b.m = converted(stream, b.m, type, kSlotB);
+  if (a.m.dtype != type) a.m = converted(stream, a.m, type, ScratchSlot::GemmA);
+  if (b.m.dtype != type) b.m = converted(stream, b.m, type, ScratchSlot::GemmB);
   const void* added = bias_for(stream, y.dtype, bias);
   if (stream.reserving()) return;
   MatmulPlans& plans = *stream.cuda()->matmul;
@@ -211,28 +208,22 @@ void product(Stream& stream, Matrix y, Operand a, Operand b, float alpha, float 
                             &plan.algorithm, plans.workspace, kWorkspaceBytes, stream_of(stream)));
 }
 
-DType product_type(bool bf16) { return bf16 ? DType::BF16 : DType::F32; }
-
 }  // namespace
 
 void matmul_nt(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta) {
-  product(stream, y, {x, false}, {w, true}, alpha, beta,
-          product_type(y.dtype == DType::BF16 || x.dtype == DType::BF16));
+  product(stream, y, {x, false}, {w, true}, alpha, beta, cuda_gemm_type(y, x));
 }
 
 void matmul_nt_bias(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, ConstMatrix bias) {
-  product(stream, y, {x, false}, {w, true}, 1, 0,
-          product_type(y.dtype == DType::BF16 || x.dtype == DType::BF16), bias);
+  product(stream, y, {x, false}, {w, true}, 1, 0, cuda_gemm_type(y, x), bias);
 }
 
 void matmul_nn(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta) {
-  product(stream, y, {x, false}, {w, false}, alpha, beta,
-          product_type(y.dtype == DType::BF16 || x.dtype == DType::BF16));
+  product(stream, y, {x, false}, {w, false}, alpha, beta, cuda_gemm_type(y, x));
 }
 
 void matmul_tn(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b, float alpha, float beta) {
-  product(stream, y, {a, true}, {b, false}, alpha, beta,
-          product_type(a.dtype == DType::BF16 || b.dtype == DType::BF16));
+  product(stream, y, {a, true}, {b, false}, alpha, beta, cuda_gemm_type(a, b));
 }
 
 }  // namespace lorashard::cuda

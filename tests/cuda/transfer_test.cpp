@@ -43,10 +43,10 @@ TEST(CudaStream, BuffersAreZeroAndScratchGrows) {
   Buffer moved = std::move(buffer);
   EXPECT_EQ(buffer.data(), nullptr);
   EXPECT_EQ(host_copy(stream, moved.as<int32_t>(), 1000), std::vector<int32_t>(1000, 0));
-  void* small = stream.scratch(6, 100);
-  EXPECT_EQ(stream.scratch(6, 50), small);
+  void* small = stream.scratch(ScratchSlot::GemmA, 100);
+  EXPECT_EQ(stream.scratch(ScratchSlot::GemmA, 50), small);
   const std::vector<int32_t> h = numbers(30000);
-  auto* large = static_cast<int32_t*>(stream.scratch(6, h.size() * sizeof(int32_t)));
+  auto* large = static_cast<int32_t*>(stream.scratch(ScratchSlot::GemmA, h.size() * sizeof(int32_t)));
   copy_to_device(stream, large, h.data(), int64_t(h.size() * sizeof(int32_t)));
   EXPECT_EQ(host_copy(stream, large, int64_t(h.size())), h);
 }

@@ -197,13 +197,13 @@ TEST(CpuTargets, AgreeWithEachOther) {
 
 TEST(Stream, ScratchIsAlignedAndGrows) {
   Stream stream(2);
-  void* small = stream.scratch(3, 10);
+  void* small = stream.scratch(ScratchSlot::GemmA, 10);
   EXPECT_EQ(reinterpret_cast<uintptr_t>(small) % 64, 0u);
-  EXPECT_EQ(stream.scratch(3, 100), small);
-  auto* large = static_cast<char*>(stream.scratch(3, 5 << 20));
+  EXPECT_EQ(stream.scratch(ScratchSlot::GemmA, 100), small);
+  auto* large = static_cast<char*>(stream.scratch(ScratchSlot::GemmA, 5 << 20));
   large[(5 << 20) - 1] = 1;
-  EXPECT_EQ(stream.scratch(3, 10), large);  // never shrinks
-  EXPECT_NE(stream.scratch(2, 10), large);
+  EXPECT_EQ(stream.scratch(ScratchSlot::GemmA, 10), large);  // never shrinks
+  EXPECT_NE(stream.scratch(ScratchSlot::GemmB, 10), large);
 }
 
 TEST(Buffer, IsZeroAlignedAndMoves) {
