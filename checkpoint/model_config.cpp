@@ -298,9 +298,9 @@ void parse_token_ids(Settings& s, const Family& family, ModelConfig& c) {
     return v.get<int64_t>();
   };
   const json& bos = s.get("bos_token_id");
-  c.bos_token_id = !s.has("bos_token_id") ? family.default_bos : -1;
-  if (!bos.is_null())
-    c.bos_token_id = id("bos_token_id", bos.is_array() && bos.size() == 1 ? bos[0] : bos);
+  int64_t bos_id = !s.has("bos_token_id") ? family.default_bos : -1;
+  if (!bos.is_null()) bos_id = id("bos_token_id", bos.is_array() && bos.size() == 1 ? bos[0] : bos);
+  if (bos_id >= 0) c.bos_token_id = bos_id;
   const json& eos = s.get("eos_token_id");
   if (eos.is_array()) {
     for (const json& v : eos) c.eos_token_ids.push_back(id("eos_token_id", v));

@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <iterator>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -38,7 +39,7 @@ struct ModelConfig {
   float attention_scale = 1;          // multiplies q k^T; 1/sqrt(head_dim) unless the family says
   std::vector<int64_t> layer_window;  // per layer: 0, or the sliding window
   DType stored_dtype = DType::BF16;   // dtype / torch_dtype
-  int64_t bos_token_id = -1;          // -1: none
+  std::optional<int64_t> bos_token_id;
   std::vector<int64_t> eos_token_ids;
 };
 

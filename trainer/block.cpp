@@ -5,6 +5,7 @@
 
 #include "kernels/activation.h"
 #include "kernels/elementwise.h"
+#include "kernels/profile.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
 
@@ -182,6 +183,7 @@ void add_to_residual(const BlockContext& c, const BlockWeights& w, Sublayer s, M
 void block_recompute(const BlockContext& c, const BlockWeights& w, ConstMatrix x_in,
                      ConstMatrix x_mid, const BlockActivations& acts, Keep kept) {
   if (kept == Keep::All) return;
+  const ProfileSpan span("layer", "recompute");
   if (kept == Keep::Nothing) {
     input_norm(c, w, Sublayer::Attention, x_in, acts.rstd[Sublayer::Attention]);
     attend(c, w, project_qkv(c, w, acts, DownProjection::Keep), acts, nullptr);

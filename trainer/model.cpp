@@ -50,10 +50,12 @@ Model::Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, F
   row_keys_ = Staged<uint64_t>(stream, options.max_tokens);
   rope_memory_ = Buffer(stream, size_t(options.max_positions * config.head_dim) * sizeof(float));
   rope_table_ = matrix(rope_memory_.data(), options.max_positions, config.head_dim, DType::F32);
-  std::vector<float> rope(static_cast<size_t>(options.max_positions * config.head_dim));
-  fill_rope_table(matrix(rope.data(), options.max_positions, config.head_dim, DType::F32),
-                  config.rope, config.head_dim);
-  copy_to_device(stream, rope_table_.data, rope.data(), int64_t(rope_memory_.bytes()));
+  if (!stream.recording()) {
+    std::vector<float> rope(static_cast<size_t>(options.max_positions * config.head_dim));
+    fill_rope_table(matrix(rope.data(), options.max_positions, config.head_dim, DType::F32),
+                    config.rope, config.head_dim);
+    copy_to_device(stream, rope_table_.data, rope.data(), int64_t(rope_memory_.bytes()));
+  }
   for (int64_t l = 0; l < config.layers; ++l) {
     for (const char* name : {"attention", "mlp"}) {
       const std::string label = fmt::format("layer.{}.{}", l, name);
@@ -84,6 +86,7 @@ void Model::plan() {
   // Lays out everything in `arena`. The loss works in memory that the layers do not need then.
   const auto lay_out = [&](Arena& arena) {
     activations_ = plan_activations(arena, d, weights_.blocks);
+    layer_bytes_ = arena.used();
     arena.back_to(activations_.shared_at);
     loss_.plan(arena);
   };
@@ -102,6 +105,8 @@ void Model::plan() {
     Arena arena(nothing);
     lay_out(arena);
     const size_t before = stream_.scratch_bytes();
+    prepare_attention(stream_, dims_.type, attention_shape(), full_sequences(),
+                      options_.max_positions);
     stream_.reserve_for([&] { forward_backward(largest_micro_batch()); });
     budget -= std::min(budget, stream_.scratch_bytes() - before);
   }
@@ -148,10 +153,14 @@ AttentionShape Model::attention_shape() const {
   return shape;
 }
 
-std::string Model::attention_choice(int64_t sequences) {
-  // Two halves in flight see half the sequences at once.
-  if (options_.overlap && tensor_.size() > 1 && sequences > 1) sequences = sequences / 2;
-  return lorashard::attention_choice(stream_, dims_.type, attention_shape(), sequences,
+// Full sequences that attention sees at once. Two halves in flight see half of them.
+int64_t Model::full_sequences() const {
+  const int64_t sequences = options_.max_tokens / options_.max_positions;
+  return options_.overlap && tensor_.size() > 1 && sequences > 1 ? sequences / 2 : sequences;
+}
+
+std::string Model::attention_choice() const {
+  return lorashard::attention_choice(stream_, dims_.type, attention_shape(), full_sequences(),
                                      options_.max_positions);
 }
 
@@ -195,6 +204,7 @@ std::vector<LayerPart> Model::stage_parts(const MicroBatch& batch, bool training
 }
 
 void Model::embed(const int32_t* ids, int64_t tokens) {
+  const ProfileSpan span("layer", "embedding");
   const Matrix x = activations_.residual[0].row_range(0, tokens);
   frozen_rows(stream_, x, ids, weights_.embedding, weights_.vocabulary.begin,
               config_.embedding_scale);
@@ -214,18 +224,16 @@ void Model::forward_backward(const MicroBatch& batch) {
 
 void Model::stage(const MicroBatch& batch) {
   assert(factors_ && gradients_);
-  staged_tokens_ = int64_t(batch.ids.size());
-  staged_ids_ = ids_.put(batch.ids);
-  parts_ = stage_parts(batch, true);
+  staged_ = {ids_.put(batch.ids), int64_t(batch.ids.size()), stage_parts(batch, true)};
   loss_.stage(batch.labels);
 }
 
 void Model::forward_backward_staged() {
-  embed(staged_ids_, staged_tokens_);
-  forward_layers(stack(), parts_, nullptr);
-  loss_.forward_backward(activations_.residual.back().row_range(0, staged_tokens_),
-                         activations_.dx.row_range(0, staged_tokens_));
-  backward_layers(stack(), parts_);
+  embed(staged_.ids, staged_.tokens);
+  forward_layers(stack(), staged_.parts, nullptr);
+  loss_.forward_backward(activations_.residual.back().row_range(0, staged_.tokens),
+                         activations_.dx.row_range(0, staged_.tokens));
+  backward_layers(stack(), staged_.parts);
 }
 
 double Model::evaluate(const MicroBatch& batch) {

@@ -58,16 +58,18 @@ class Model {
   // the host.
   void decode(DecodeState& state, std::span<const int32_t> tokens, std::span<float> logits);
 
-  // Which attention runs for micro-batches of `sequences` full sequences, and why. On CUDA it also
-  // prepares it.
-  std::string attention_choice(int64_t sequences);
+  // Which attention runs for micro-batches of full sequences, and why.
+  std::string attention_choice() const;
   // Layers that compute everything again, and those that only do their gate and up products.
   int64_t recomputed_layers() const {
     return dims_.layers - dims_.first_layer - dims_.kept.all - dims_.kept.attention;
   }
   int64_t recomputed_mlps() const { return dims_.kept.attention; }
   int64_t first_layer() const { return dims_.first_layer; }
+  // Bytes of all that passes work in, and of what the layers alone need of it; the rest is the
+  // loss's, beyond the memory that it shares with them.
   size_t activation_bytes() const { return memory_.bytes(); }
+  size_t layer_bytes() const { return layer_bytes_; }
 
  private:
   void plan();
@@ -77,6 +79,7 @@ class Model {
   std::vector<LayerPart> stage_parts(const MicroBatch& batch, bool training);
   void embed(const int32_t* ids, int64_t tokens);
   MicroBatch largest_micro_batch() const;
+  int64_t full_sequences() const;
   LayerStack stack() const;
 
   Stream& stream_;
@@ -88,6 +91,7 @@ class Model {
   ModelOptions options_;
   ActivationDims dims_;
   Buffer memory_, rope_memory_;
+  size_t layer_bytes_ = 0;
   Activations activations_;
   Matrix rope_table_;
   std::vector<SublayerLabels> labels_;
@@ -95,9 +99,12 @@ class Model {
   Staged<int32_t> ids_, positions_, offsets_[2], kv_offsets_;
   std::vector<int32_t> part_offsets_[2];
   Staged<uint64_t> row_keys_;
-  std::vector<LayerPart> parts_;  // of the micro-batch that was staged last
-  const int32_t* staged_ids_ = nullptr;
-  int64_t staged_tokens_ = 0;
+  // The micro-batch that was staged last, on the device.
+  struct StagedBatch {
+    const int32_t* ids = nullptr;
+    int64_t tokens = 0;
+    std::vector<LayerPart> parts;
+  } staged_;
   Buffer logits_;  // of one token, when generating
 };
 

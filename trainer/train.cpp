@@ -130,7 +130,7 @@ Trainer::Trainer(const Config& config, Session& session, const TrainOptions& opt
   console_.line(backend_line(session_.device, world_.size()));
   console_.line(describe(*session_.base, *factors_, model(), mesh_, stream_.threads()));
   if (stream_.backend() == Backend::CUDA) {
-    console_.line(model().attention_choice(run_.train().micro_batch_size()));
+    console_.line(model().attention_choice());
   }
   if (counters_.step > 0) console_.line(fmt::format("resumed at step {}", counters_.step));
   write_on_first_rank([&] { metrics_.emplace(run_dir_, counters_.step); });

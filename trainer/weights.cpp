@@ -50,7 +50,7 @@ ModelWeights arrange_weights(const ModelConfig& config, int tp_rank, int tp_size
   w.features = split_features(config.intermediate_size, tp_rank, tp_size);
   for (int64_t l = 0; l < config.layers; ++l) {
     BlockWeights& b = w.blocks.emplace_back();
-    b.window = config.layer_window.empty() ? 0 : config.layer_window[size_t(l)];
+    b.window = config.layer_window[size_t(l)];
     for (const LayerModule& m : layer_modules(config, l)) {
       const std::string name = layer_prefix(l) + m.name;
       if (m.kind == LayerModule::Kind::Norm) {

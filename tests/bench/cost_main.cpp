@@ -19,6 +19,7 @@ using nlohmann::ordered_json;
 
 ordered_json to_json(const Machine& m) {
   return {{"name", m.name},
+          {"backend", m.backend == Backend::CUDA ? "CUDA" : "CPU"},
           {"f32_flops", m.f32_flops},
           {"bf16_flops", m.bf16_flops},
           {"memory_bandwidth", m.memory_bandwidth},
@@ -38,6 +39,7 @@ ordered_json to_json(const Machine& m) {
 Machine machine_from(const ordered_json& j) {
   Machine m;
   m.name = j.at("name");
+  m.backend = j.at("backend") == "CUDA" ? Backend::CUDA : Backend::CPU;
   m.f32_flops = j.at("f32_flops");
   m.bf16_flops = j.at("bf16_flops");
   m.memory_bandwidth = j.at("memory_bandwidth");
@@ -103,10 +105,8 @@ void print_model(const ModelOptions& o) {
     targets.push_back(o.targets.substr(begin, end - begin));
     begin = end + 1;
   }
-  AdapterConfig adapter;
-  adapter.rank = o.rank;
-  job.adapted = adapted_linears(
-      match_targets(linear_modules(job.model), targets, false, {}, "--targets"), adapter);
+  job.adapter.rank = o.rank;
+  job.modules = match_targets(linear_modules(job.model), targets, false, {}, "--targets");
   job.activation_type = o.dtype == "BF16" ? DType::BF16 : DType::F32;
   job.sequence = o.seq, job.micro_batch = o.micro, job.global_batch = o.global;
   job.tensor = o.tensor, job.data = o.data;

@@ -15,16 +15,17 @@ inline ModelConfig llama_70b(int64_t vocabulary) {
   c.architecture = "LlamaForCausalLM";
   c.hidden_size = 8192, c.layers = 80, c.heads = 64, c.kv_heads = 8, c.head_dim = 128;
   c.intermediate_size = 28672, c.vocab_size = vocabulary;
+  c.layer_window.assign(size_t(c.layers), 0);
   return c;
 }
 
-// All layers' modules whose last name is one of `names`, with this rank.
-inline std::vector<AdaptedLinear> adapt(const ModelConfig& model,
-                                        const std::vector<std::string>& names, int64_t rank) {
-  std::vector<AdaptedLinear> adapted;
+// All layers' modules whose last name is one of `names`.
+inline std::vector<LinearModule> adapt(const ModelConfig& model,
+                                       const std::vector<std::string>& names) {
+  std::vector<LinearModule> adapted;
   for (const LinearModule& m : linear_modules(model)) {
     const std::string last = m.name.substr(m.name.rfind('.') + 1);
-    if (std::find(names.begin(), names.end(), last) != names.end()) adapted.push_back({m, rank});
+    if (std::find(names.begin(), names.end(), last) != names.end()) adapted.push_back(m);
   }
   return adapted;
 }
@@ -32,7 +33,8 @@ inline std::vector<AdaptedLinear> adapt(const ModelConfig& model,
 inline TrainingJob bf16_job(const ModelConfig& model, int64_t sequence, int64_t global_batch) {
   TrainingJob job;
   job.model = model;
-  job.adapted = adapt(model, {"q_proj", "k_proj", "v_proj", "o_proj"}, 16);
+  job.modules = adapt(model, {"q_proj", "k_proj", "v_proj", "o_proj"});
+  job.adapter.rank = 16;
   job.activation_type = DType::BF16;
   job.sequence = sequence;
   job.micro_batch = 1;

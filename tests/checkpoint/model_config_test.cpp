@@ -107,7 +107,7 @@ TEST(ModelConfig, DefaultsAreTheFamilys) {
   EXPECT_EQ(bare("qwen3").head_dim, 128);
   EXPECT_EQ(bare("llama").eos_token_ids, std::vector<int64_t>{2});
   EXPECT_EQ(bare("qwen3").eos_token_ids, std::vector<int64_t>{});
-  EXPECT_EQ(bare("qwen3").bos_token_id, -1);
+  EXPECT_EQ(bare("qwen3").bos_token_id, std::nullopt);
   for (const char* type : {"llama", "mistral", "qwen2", "qwen3"}) {
     const ModelConfig c = bare(type);
     EXPECT_FLOAT_EQ(c.rms_norm_eps, 1e-6f);

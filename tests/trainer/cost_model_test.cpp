@@ -13,12 +13,11 @@
 #include "trainer/cost/measure_cpu.h"
 #include "trainer/model.h"
 #include "trainer/optimizer.h"
-#include "trainer/session.h"
 
 namespace lorashard::test {
 namespace {
 
-// ---- a traced step of the real trainer
+// ---- a traced step of the real trainer, and its record
 
 struct Counts {
   std::map<std::string, int64_t> calls;                    // of each kernel
@@ -43,11 +42,12 @@ std::string purpose(const std::string& label) {
   return label.substr(label.find('.', 6) + 1);
 }
 
-MicroBatch batch_of(const BatchShape& shape, int64_t vocab) {
+// Sequences of these lengths, the first `counted` tokens unmasked that can be.
+MicroBatch batch_of(const std::vector<int64_t>& lengths, int64_t counted, int64_t vocab) {
   MicroBatch batch;
   batch.offsets = {0};
-  int64_t left = shape.counted;
-  for (const int64_t length : shape.lengths) {
+  int64_t left = counted;
+  for (const int64_t length : lengths) {
     for (int64_t t = 0; t < length; ++t) {
       batch.ids.push_back(int32_t((t * 37 + length * 11) % vocab));
       const bool counts = t + 1 < length && left > 0;
@@ -58,43 +58,50 @@ MicroBatch batch_of(const BatchShape& shape, int64_t vocab) {
     }
     batch.offsets.push_back(int32_t(batch.ids.size()));
   }
-  batch.counted = shape.counted - left;
+  batch.counted = counted - left;
   return batch;
 }
 
-// Two micro-batches and the optimizer on one rank, what the model says of them, side by side.
+void add(Counts& counts, const std::vector<KernelCall>& calls) {
+  for (const KernelCall& c : calls) {
+    ++counts.calls[c.kernel];
+    if (c.work.flops > 0 && !c.kernel.starts_with("attention"))
+      counts.flops[c.kernel] += c.work.flops;
+  }
+}
+
+void add(Counts& counts, const std::vector<RecordedReduction>& reductions) {
+  for (const RecordedReduction& r : reductions) {
+    auto& [calls, bytes] = counts.sums[purpose(r.label)];
+    ++calls;
+    bytes += r.bytes;
+  }
+}
+
+// Two micro-batches and the optimizer on one rank, run and recorded.
 void compare(const Scene& scene, Communicator& world) {
   Stream stream(1);
   const auto base = BaseModel::open((golden("peft/" + scene.name) / "model").string());
-  Adapter adapter =
-      read_adapter(golden("peft/" + scene.name) / "adapter", linear_modules(base->config()));
-  std::vector<LinearModule> modules;
-  if (scene.targets.empty()) {
-    for (const LinearModule& m : linear_modules(base->config())) {
-      for (const AdapterModule& a : adapter.modules) {
-        if (a.name == m.name) modules.push_back(m);
-      }
-    }
-  } else {
-    modules = match_targets(linear_modules(base->config()), scene.targets, false, {}, "targets");
-  }
+  const std::vector<LinearModule> all = linear_modules(base->config());
+  const Adapter adapter = read_adapter(golden("peft/" + scene.name) / "adapter", all);
   const Mesh mesh = make_mesh(world, scene.tensor);
-  Factors factors(
-      stream, adapter_layout(base->config(), modules, adapter.config, mesh.tp_rank, mesh.tp_size));
-  TrainingBuffers buffers(stream, factors.size(), world.size());
-  factors.initialize(1);
-  ModelWeights weights = load_weights(stream, *base, mesh.tp_rank, mesh.tp_size, &factors);
   TrainingJob job;
   job.model = base->config();
+  job.modules = scene.targets.empty() ? modules_with_factors(adapter, all)
+                                      : match_targets(all, scene.targets, false, {}, "targets");
+  job.adapter = adapter.config;
   job.base_type = base->config().stored_dtype;
-  job.adapted = adapted_linears(modules, adapter.config);
   job.activation_type = scene.type;
   job.sequence = 24, job.micro_batch = 2;
   job.tensor = scene.tensor, job.data = scene.data;
   job.recompute = scene.recompute;
-  job.activation_budget = double(scene.budget);
   job.dropout = scene.dropout;
   job.overlap = scene.overlap;
+  Factors factors(
+      stream, adapter_layout(base->config(), job.modules, job.adapter, mesh.tp_rank, mesh.tp_size));
+  factors.initialize(1);
+  TrainingBuffers buffers(stream, factors.size(), world.size());
+  ModelWeights weights = load_weights(stream, *base, mesh.tp_rank, mesh.tp_size, &factors);
   Model model(stream, base->config(), weights, &factors, buffers.gradients(), *mesh.tensor,
               {.activation_type = scene.type,
                .max_tokens = job.sequence * job.micro_batch,
@@ -103,34 +110,36 @@ void compare(const Scene& scene, Communicator& world) {
                .memory_budget = scene.budget,
                .overlap = scene.overlap,
                .dropout = scene.dropout});
+  RecordedRank recorded(job, Backend::CPU, mesh.tp_rank, scene.budget);
 
   // Memory, to the byte.
-  const RankShape shape = rank_shape(job, mesh.tp_rank);
-  const KeptLayers kept = kept_layers(shape, job.recompute, job.activation_budget);
-  EXPECT_EQ(kept.attention, model.recomputed_mlps());
-  EXPECT_EQ(shape.dims.layers - shape.dims.first_layer - kept.all - kept.attention,
-            model.recomputed_layers());
-  EXPECT_EQ(shape.dims.first_layer, model.first_layer());
-  EXPECT_EQ(arena_bytes(shape, kept).total(), double(model.activation_bytes()));
-  EXPECT_EQ(shape.factor_elements, factors.size());
-  EXPECT_EQ(shape.vocabulary, weights.vocabulary.size());
-  const LossHead loss(stream, base->config(), weights, *mesh.tensor, job.sequence * job.micro_batch,
-                      scene.type);
-  EXPECT_EQ(shape.chunk_rows, loss.chunk_rows());
+  EXPECT_EQ(recorded.model().recomputed_mlps(), model.recomputed_mlps());
+  EXPECT_EQ(recorded.model().recomputed_layers(), model.recomputed_layers());
+  EXPECT_EQ(recorded.model().first_layer(), model.first_layer());
+  EXPECT_EQ(recorded.model().activation_bytes(), model.activation_bytes());
+  EXPECT_GT(recorded.factor_bytes(), 16.0 * double(factors.size()));  // four floats a weight
+  EXPECT_LT(recorded.factor_bytes(), 16.0 * double(factors.size()) + 4.0 * (32 + world.size()));
+  double stored = 0;
+  for (const TensorSpec& t : model_tensors(base->config())) {
+    const TensorPart p =
+        tensor_part(base->config(), t.split, t.rows, t.cols, mesh.tp_rank, mesh.tp_size);
+    stored += double((p.row_end - p.row_begin) * (p.col_end - p.col_begin) *
+                     size_of(base->config().stored_dtype));
+  }
+  EXPECT_EQ(recorded.base_bytes(), stored);
 
   // Work, call by call.
-  const BatchShape shapes[] = {{{24, 24}, 46}, {{7, 19}, 20}};
+  const MicroBatch batches[] = {batch_of({24, 24}, 46, base->config().vocab_size),
+                                batch_of({7, 19}, 20, base->config().vocab_size)};
   std::vector<CollectiveCall> world_trace, tensor_trace;
   Profiler profiler;
   world.set_trace(&world_trace);
   mesh.tensor->set_trace(&tensor_trace);
   profiler.attach();
-  fill_zero(stream, matrix(buffers.gradients(), 1, buffers.size(), DType::F32));
+  fill_zero(stream, matrix(buffers.gradients(), 1, factors.size(), DType::F32));
   model.clear_loss();
   StepMessage mine;
-  for (const BatchShape& s : shapes) {
-    const MicroBatch batch = batch_of(s, base->config().vocab_size);
-    ASSERT_EQ(batch.counted, s.counted);
+  for (const MicroBatch& batch : batches) {
     model.forward_backward(batch);
     mine.counted += batch.counted;
   }
@@ -140,35 +149,33 @@ void compare(const Scene& scene, Communicator& world) {
   profiler.detach();
   world.set_trace(nullptr);
   mesh.tensor->set_trace(nullptr);
-  Counts ran, modelled;
+  Counts ran, noted;
   for (const ProfileEvent& e : profiler.events) {
     if (std::string(e.category) != "kernel") continue;
     ++ran.calls[e.name];
     if (e.work > 0) ran.flops[e.name] += e.work;
   }
-  for (const auto* trace : {&world_trace, &tensor_trace}) {
+  for (const auto& [trace, ranks] :
+       {std::pair{&world_trace, world.size()}, std::pair{&tensor_trace, mesh.tensor->size()}}) {
     for (const CollectiveCall& c : *trace) {
       EXPECT_EQ(c.operation, "all_reduce") << c.label;
+      if (ranks == 1) continue;  // nothing is sent, nor recorded
       auto& [calls, bytes] = ran.sums[purpose(c.label)];
       ++calls;
       bytes += double(c.bytes);
     }
   }
 
-  Tally tally(known_machines()[0]);
-  for (const BatchShape& s : shapes) tally_micro_batch(tally, job, shape, kept, s);
-  tally_optimizer(tally, job, shape);
-  for (const KernelCost& k : tally.kernels) {
-    modelled.calls[k.kernel] += k.calls;
-    if (k.flops > 0 && !k.kernel.starts_with("attention")) modelled.flops[k.kernel] += k.flops;
-  }
-  for (const ReductionCost& r : tally.reductions) modelled.sums[r.label] = {r.calls, r.payload};
-  const size_t products = scene.dropout > 0 ? 6 : 3;
-  EXPECT_EQ(ran.flops.size(), products)
-      << "matmul_nt, _nn, _tn; lora_dropout_forward, _wgrad, _dgrad";
-  EXPECT_EQ(modelled.calls, ran.calls);
-  EXPECT_EQ(modelled.flops, ran.flops);
-  EXPECT_EQ(modelled.sums, ran.sums);
+  for (const MicroBatch& batch : batches) recorded.micro_batch(batch);
+  recorded.optimizer_step();
+  add(noted, recorded.take_kernels());
+  add(noted, recorded.tensor_reductions());
+  add(noted, recorded.world_reductions());
+  const size_t gemms = scene.dropout > 0 ? 6 : 3;
+  EXPECT_EQ(ran.flops.size(), gemms) << "matmul_nt, _nn, _tn; lora_dropout_forward, _wgrad, _dgrad";
+  EXPECT_EQ(noted.calls, ran.calls);
+  EXPECT_EQ(noted.flops, ran.flops);
+  EXPECT_EQ(noted.sums, ran.sums);
 }
 
 class AgainstARun : public testing::TestWithParam<Scene> {};
@@ -227,12 +234,14 @@ double flops_of(const RankCost& cost, const std::string& part, bool attention) {
 
 TEST(AttentionPairs, AreCountedOneByOne) {
   for (const int64_t n : {1, 2, 7, 64}) {
-    for (const int64_t window : {0, 1, 3, 7, 100}) {
-      double pairs = 0;
-      for (int64_t q = 0; q < n; ++q) {
-        for (int64_t k = 0; k <= q; ++k) pairs += window == 0 || q - k < window;
+    for (const int64_t cached : {0, 1, 5}) {
+      for (const int64_t window : {0, 1, 3, 7, 100}) {
+        double pairs = 0;
+        for (int64_t q = 0; q < n; ++q) {
+          for (int64_t k = 0; k <= cached + q; ++k) pairs += window == 0 || cached + q - k < window;
+        }
+        EXPECT_EQ(attention_pairs(n, cached + n, window), pairs) << n << " " << window;
       }
-      EXPECT_EQ(attention_pairs(n, window), pairs) << n << " " << window;
     }
   }
 }
@@ -286,17 +295,18 @@ TEST(Scaling, OfRankIsLinearAndTouchesOnlyTheFactors) {
   TrainingJob job = llama70b();
   const Machine& h100 = *find_machine("h100-sxm");
   const RankCost one = rank_cost(job, h100, 0);
-  for (AdaptedLinear& a : job.adapted) a.rank *= 4;
+  job.adapter.rank *= 4;
   const RankCost four = rank_cost(job, h100, 0);
   EXPECT_EQ(flops_of(four, "lora", false), 4 * flops_of(one, "lora", false));
   EXPECT_EQ(flops_of(four, "forward", false), flops_of(one, "forward", false));
-  const double tail = 4.0 * StepMessage::floats(job.tensor * job.data);
-  EXPECT_EQ(four.memory.factors - tail, 4 * (one.memory.factors - tail));
+  const double message = 4.0 * double(StepMessage::floats(job.tensor * job.data));
+  // But for the message's padding to whole doubles.
+  EXPECT_NEAR(four.memory.factors - message, 4 * (one.memory.factors - message), 64);
   const auto gradient = [](const RankCost& c) { return c.reductions.back(); };
   EXPECT_EQ(gradient(one).label, "lora_gradient");
   EXPECT_EQ(gradient(one).calls, 1);
   EXPECT_EQ(gradient(four).calls, 1);
-  EXPECT_EQ(gradient(four).payload - tail, 4 * (gradient(one).payload - tail));
+  EXPECT_EQ(gradient(four).payload - message, 4 * (gradient(one).payload - message));
 }
 
 TEST(Scaling, OfTensorRanksDividesWorkAndBase) {
@@ -382,22 +392,40 @@ TEST(SumCost, IsTheRingsAndCrossesNodesInPieces) {
 TEST(Time, IsTheLongerOfArithmeticAndTraffic) {
   Machine m;
   m.f32_flops = 1000, m.bf16_flops = 4000, m.memory_bandwidth = 100;
-  Tally tally(m);
-  tally.set_part("forward");
-  tally.product("matmul_nt", 10, 10, 10, DType::F32, DType::F32, DType::F32, false, false);
-  ASSERT_EQ(tally.kernels.size(), 1u);
-  EXPECT_DOUBLE_EQ(tally.kernels[0].bytes, 1200);
-  EXPECT_DOUBLE_EQ(tally.kernels[0].seconds, 12);  // 2000 flops in 2 s, 1200 bytes in 12 s
-  tally.set_part("backward");
+  KernelCall gemm{"matmul_nt", "layer.0.mlp.forward", {1200, 2000, DType::F32}};
+  EXPECT_DOUBLE_EQ(kernel_seconds(gemm, m), 12);  // 2000 flops in 2 s, 1200 bytes in 12 s
+  gemm.work.type = DType::BF16;
   m.memory_bandwidth = 1e9;
-  tally.product("matmul_nt", 10, 10, 10, DType::F32, DType::F32, DType::F32, false, true);
-  EXPECT_DOUBLE_EQ(tally.kernels[1].seconds, 0.5);
+  EXPECT_DOUBLE_EQ(kernel_seconds(gemm, m), 0.5);
   m.call_seconds = 3;
-  tally.set_times(2);
-  tally.set_part("loss");
-  tally.pass("add", 100);
-  EXPECT_DOUBLE_EQ(tally.kernels[2].seconds, 6);
-  EXPECT_EQ(tally.kernels[2].calls, 2);
+  std::vector<KernelCost> costs;
+  const std::vector<KernelCall> calls = {gemm, {"add", "loss", {100}}, gemm};
+  add_kernels(costs, calls, m, 2);
+  ASSERT_EQ(costs.size(), 2u);
+  EXPECT_EQ(costs[0].part, "forward");
+  EXPECT_EQ(costs[0].calls, 4);
+  EXPECT_DOUBLE_EQ(costs[0].seconds, 12);
+  EXPECT_EQ(costs[1].part, "loss");
+  EXPECT_DOUBLE_EQ(costs[1].seconds, 6);
+}
+
+// On CUDA a GEMM takes operands of one type: what it converts first is seen, and its memory.
+TEST(Recorded, CudaConvertsFactorsAndTheirInputs) {
+  TrainingJob job = llama70b();
+  job.modules = match_targets(linear_modules(job.model), {"all-linear"}, false, {}, "targets");
+  const auto conversions = [&](Backend backend) {
+    RecordedRank rank(job, backend, 0, 0);
+    rank.micro_batch(rank.full_micro_batch());
+    int64_t calls = 0;
+    for (const KernelCall& c : rank.take_kernels()) calls += c.kernel == "convert";
+    return std::pair{calls, rank.scratch_bytes()};
+  };
+  EXPECT_EQ(conversions(Backend::CPU), (std::pair<int64_t, double>{0, 0}));
+  const auto [calls, bytes] = conversions(Backend::CUDA);
+  // A layer has 7 modules of 4 inputs. Forward: A, u and B; backward: u, B, t and A. The logits'
+  // gradient, of the loss, is converted once a chunk.
+  EXPECT_GT(calls, job.model.layers * 30);
+  EXPECT_GT(bytes, 0);
 }
 
 TEST(Step, PicksTheSlowestRankAndSaysWhatDoesNotFit) {

@@ -2,62 +2,59 @@
 
 #include <algorithm>
 #include <cassert>
-#include <cmath>
-
-#include "trainer/step_message.h"
 
 namespace lorashard {
 namespace {
 
-double factor_bytes(const TrainingJob& job, const RankShape& shape) {
-  return 4.0 * 4 * double(shape.factor_elements) + 4.0 * StepMessage::floats(job.tensor * job.data);
+// The rope table, and per token ids, positions, offsets, labels, rows and dropout's keys.
+double workspace_bytes(const TrainingJob& job) {
+  const double table = double(job.sequence) * double(job.model.head_dim) * 4;
+  return table + double(job.micro_batch * job.sequence) * (5 * 4 + 8);
 }
 
-// The rope table, and per token ids, positions, offsets, labels, rows and dropout's keys. Kernels'
-// scratch (widened tiles of 4 MiB, attention's blocks) is the machine's reserve.
-double workspace_bytes(const TrainingJob& job, const RankShape& shape) {
-  const double table = double(job.sequence) * double(job.model.head_dim) * 4;
-  return table + double(shape.dims.tokens) * (5 * 4 + 8);
+// Bytes that Auto may fill with activations. Where nothing is left, the least that can run is
+// priced, and StepCost says that it does not fit.
+double activation_budget(const TrainingJob& job, const Machine& machine, int tp_rank) {
+  if (job.activation_budget > 0 || job.recompute != Recompute::Auto) return job.activation_budget;
+  // All that is not activations.
+  TrainingJob least = job;
+  least.recompute = Recompute::Full;
+  const RecordedRank rank(least, machine.backend, tp_rank, 0);
+  return std::max(1.0, machine.memory_bytes - machine.reserved_bytes - rank.base_bytes() -
+                           rank.factor_bytes() - workspace_bytes(job));
 }
 
 }  // namespace
 
 RankCost rank_cost(const TrainingJob& job, const Machine& machine, int tensor_rank) {
-  assert(!job.adapted.empty() && job.global_batch % (job.micro_batch * job.data) == 0);
-  const RankShape shape = rank_shape(job, tensor_rank);
+  assert(!job.modules.empty() && job.global_batch % (job.micro_batch * job.data) == 0);
+  RecordedRank rank(job, machine.backend, tensor_rank,
+                    size_t(activation_budget(job, machine, tensor_rank)));
   RankCost cost;
-  MemoryCost& m = cost.memory;
-  m.base = shape.base_bytes;
-  m.factors = factor_bytes(job, shape);
-  m.workspaces = workspace_bytes(job, shape);
-  m.reserved = machine.reserved_bytes;
-  // Where nothing is left, the least that can run is priced, and StepCost says that it does not
-  // fit.
-  const double budget = job.activation_budget > 0 ? job.activation_budget
-                                                  : std::max(1.0, machine.memory_bytes - m.total());
-  cost.adapted_from = shape.dims.first_layer;
-  const KeptLayers kept = kept_layers(shape, job.recompute, budget);
-  cost.recomputed_mlps = kept.attention;
-  cost.recomputed_layers = shape.dims.layers - cost.adapted_from - kept.all - kept.attention;
-  const ArenaBytes arena = arena_bytes(shape, kept);
-  m.activations = arena.activations;
-  m.loss = arena.loss;
-
-  BatchShape batch;
-  batch.lengths.assign(size_t(job.micro_batch), job.sequence);
-  batch.counted = std::llround(double(job.micro_batch * (job.sequence - 1)) * job.counted_share);
-  Tally tally(machine);
-  tally.set_times(double(job.global_batch / (job.micro_batch * job.data)));
-  tally_micro_batch(tally, job, shape, kept, batch);
-  tally.set_times(1);
-  tally_optimizer(tally, job, shape);
-  for (const KernelCost& k : tally.kernels) {
+  const int64_t micro_batches = job.global_batch / (job.micro_batch * job.data);
+  rank.micro_batch(rank.full_micro_batch());
+  add_kernels(cost.kernels, rank.take_kernels(), machine, micro_batches);
+  rank.optimizer_step();
+  add_kernels(cost.kernels, rank.take_kernels(), machine, 1);
+  add_reductions(cost.reductions, rank.tensor_reductions(), machine, micro_batches);
+  add_reductions(cost.reductions, rank.world_reductions(), machine, 1);
+  for (const KernelCost& k : cost.kernels) {
     cost.flops += k.flops;
     cost.kernel_seconds += k.seconds;
   }
-  for (const ReductionCost& r : tally.reductions) cost.exposed_seconds += r.exposed_seconds;
-  cost.kernels = std::move(tally.kernels);
-  cost.reductions = std::move(tally.reductions);
+  for (const ReductionCost& r : cost.reductions) cost.exposed_seconds += r.exposed_seconds;
+
+  const Model& model = rank.model();
+  cost.adapted_from = model.first_layer();
+  cost.recomputed_mlps = model.recomputed_mlps();
+  cost.recomputed_layers = model.recomputed_layers();
+  MemoryCost& m = cost.memory;
+  m.base = rank.base_bytes();
+  m.factors = rank.factor_bytes();
+  m.activations = double(model.layer_bytes());
+  m.loss = double(model.activation_bytes() - model.layer_bytes());
+  m.workspaces = workspace_bytes(job) + rank.scratch_bytes();
+  m.reserved = machine.reserved_bytes;
   return cost;
 }
 

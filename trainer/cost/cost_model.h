@@ -1,15 +1,18 @@
 // What a training step costs before anything is allocated: flops, bytes, time and memory of each
 // rank, on this machine or a described one. Cheap: sizes only, no weights.
 //
-// Time: each kernel by its roofline at the machine's stated efficiencies, each sum over ranks by
-// the ring's formula, one after the other but for what the machine overlaps. Not modelled: reading
+// The step is recorded, not described again here (trainer/cost/record_step.h): a kernel or a
+// collective that training gains is priced without a change in this folder.
+//
+// Time: each kernel by its roofline at the machine's stated efficiencies, each all-reduce by the
+// ring's formula, one after the other but for what the machine overlaps. Not modelled: reading
 // data, start-up, evaluation, checkpoints, the host's own work, waiting for slower ranks.
 #pragma once
 
 #include <vector>
 
 #include "trainer/cost/machine.h"
-#include "trainer/cost/passes.h"
+#include "trainer/cost/pricing.h"
 
 namespace lorashard {
 
@@ -17,9 +20,9 @@ namespace lorashard {
 struct MemoryCost {
   double base = 0;         // its shard of the frozen weights, as stored
   double factors = 0;      // values, gradients, two moments, fp32
-  double activations = 0;  // as plan_activations lays them out
-  double loss = 0;         // what counted rows and a chunk of logits need beyond that
-  double workspaces = 0;   // rope table, staging, kernels' scratch
+  double activations = 0;  // as Model lays them out
+  double loss = 0;         // what unmasked rows and a chunk of logits need beyond that
+  double workspaces = 0;   // rope table, staging, operands that GEMMs convert
   double reserved = 0;     // Machine::reserved_bytes
   double total() const { return base + factors + activations + loss + workspaces + reserved; }
 };
@@ -32,9 +35,9 @@ struct RankCost {
   int64_t adapted_from = 0;       // lowest adapted layer
   int64_t recomputed_layers = 0;  // of those from there on
   int64_t recomputed_mlps = 0;    // of the others: gate and up alone
-  double flops = 0;               // of products and attention
+  double flops = 0;               // of GEMMs and attention
   double kernel_seconds = 0;
-  double exposed_seconds = 0;  // of sums over ranks, not hidden
+  double exposed_seconds = 0;  // of all-reduces, not hidden
   double seconds() const { return kernel_seconds + exposed_seconds; }
 };
 
@@ -48,7 +51,7 @@ struct StepCost {
   double tokens_per_second() const { return tokens / seconds; }
 };
 
-// REQUIRES: job.adapted is not empty; job.global_batch is a multiple of micro_batch * data.
+// REQUIRES: job.modules is not empty; job.global_batch is a multiple of micro_batch * data.
 RankCost rank_cost(const TrainingJob& job, const Machine& machine, int tensor_rank);
 StepCost step_cost(const TrainingJob& job, const Machine& machine);
 

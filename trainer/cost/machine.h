@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "kernels/record.h"
+
 namespace lorashard {
 
 // Bytes per second that one device sends while it receives as much, and seconds for one message.
@@ -26,9 +28,10 @@ struct Efficiency {
 // One device (a GPU, or the share of a CPU that one rank has) and how many of them are joined how.
 struct Machine {
   std::string name;
-  double f32_flops = 0;   // dense, per second
-  double bf16_flops = 0;  // dense, fp32 accumulation
-  double fp8_flops = 0;   // dense; 0: none. No kernel here uses it: for comparisons
+  Backend backend = Backend::CUDA;  // whose kernels run on it
+  double f32_flops = 0;             // dense, per second
+  double bf16_flops = 0;            // dense, fp32 accumulation
+  double fp8_flops = 0;             // dense; 0: none. No kernel here uses it: for comparisons
   double memory_bandwidth = 0;
   double memory_bytes = 0;
   double reserved_bytes = 0;  // of these, what driver, libraries and the program itself take

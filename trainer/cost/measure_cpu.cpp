@@ -56,6 +56,7 @@ double memory_rate(int threads) {
 Machine measure_cpu(Stream& stream, int host_ranks) {
   Machine m;
   m.name = "this computer";
+  m.backend = Backend::CPU;
   m.f32_flops = product_rate(stream, DType::F32);
   m.bf16_flops = product_rate(stream, DType::BF16);
   m.memory_bandwidth = memory_rate(stream.threads() * host_ranks) / host_ranks;
