@@ -9,10 +9,10 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "checkpoint/merge.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/temporary_directory.h"
 #include "configs/error.h"
+#include "kernels/merge.h"
 
 namespace lorashard {
 namespace {

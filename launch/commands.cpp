@@ -16,8 +16,8 @@
 #include "checkpoint/training_state.h"
 #include "configs/error.h"
 #include "parallel/agree.h"
-#include "trainer/console.h"
-#include "trainer/tokenizer/tokenizer.h"
+#include "trainer/data/tokenizer/tokenizer.h"
+#include "trainer/run/console.h"
 
 namespace lorashard {
 

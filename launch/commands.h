@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "trainer/compute.h"
+#include "trainer/run/compute.h"
 
 namespace lorashard {
 

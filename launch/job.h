@@ -3,7 +3,7 @@
 
 #include <functional>
 
-#include "trainer/compute.h"
+#include "trainer/run/compute.h"
 
 namespace lorashard {
 

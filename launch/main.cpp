@@ -10,10 +10,10 @@
 #include "configs/signals.h"
 #include "launch/commands.h"
 #include "launch/job.h"
+#include "launch/selftest/selftest.h"
 #include "parallel/agree.h"
-#include "trainer/generate.h"
-#include "trainer/selftest/selftest.h"
-#include "trainer/train.h"
+#include "trainer/run/generate.h"
+#include "trainer/run/train.h"
 
 namespace lorashard {
 namespace {

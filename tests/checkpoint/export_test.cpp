@@ -1,7 +1,7 @@
 // Merged models against PEFT's merge and against the definition of rounding, and their files.
 #include "checkpoint/export.h"
 
-#include "checkpoint/merge.h"
+#include "kernels/merge.h"
 #include "tests/checkpoint/adapter_fixtures.h"
 
 namespace lorashard {

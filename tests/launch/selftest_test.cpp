@@ -1,14 +1,14 @@
 // selftest: that it passes where the kernels are right, says what it skipped, and fails where a
 // result is wrong.
-#include "trainer/selftest/compare.h"
+#include "launch/selftest/compare.h"
 
 #include <cmath>
 #include <limits>
 
 #include "kernels/stream.h"
+#include "launch/selftest/kernel_checks.h"
+#include "launch/selftest/timings.h"
 #include "tests/launch/scene.h"
-#include "trainer/selftest/kernel_checks.h"
-#include "trainer/selftest/timings.h"
 
 namespace lorashard::test {
 namespace {

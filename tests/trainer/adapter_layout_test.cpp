@@ -1,5 +1,5 @@
 // The list of an adapter's tensors, and what each use of an adapter allocates.
-#include "trainer/adapter_layout.h"
+#include "trainer/model/adapter_layout.h"
 
 #include <gtest/gtest.h>
 
@@ -8,8 +8,8 @@
 
 #include "checkpoint/base_model.h"
 #include "tests/trainer/golden_run.h"
-#include "trainer/lora.h"
-#include "trainer/training_buffers.h"
+#include "trainer/model/lora.h"
+#include "trainer/run/training_buffers.h"
 
 namespace lorashard::test {
 namespace {

@@ -1,5 +1,5 @@
 // Batches are a function of (seed, step, rank): the same at any start, split and order of asking.
-#include "trainer/batches.h"
+#include "trainer/data/batches.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

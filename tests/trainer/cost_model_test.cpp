@@ -11,8 +11,8 @@
 #include "tests/trainer/golden_run.h"
 #include "trainer/cost/cost_model.h"
 #include "trainer/cost/measure_cpu.h"
-#include "trainer/model.h"
-#include "trainer/optimizer.h"
+#include "trainer/model/model.h"
+#include "trainer/run/optimizer.h"
 
 namespace lorashard::test {
 namespace {

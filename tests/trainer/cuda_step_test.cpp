@@ -12,10 +12,10 @@
 #include "parallel/threads.h"
 #include "tests/support/temp_dir.h"
 #include "tests/trainer/golden_run.h"
-#include "trainer/model.h"
-#include "trainer/optimizer.h"
-#include "trainer/session.h"
-#include "trainer/train.h"
+#include "trainer/model/model.h"
+#include "trainer/run/optimizer.h"
+#include "trainer/run/session.h"
+#include "trainer/run/train.h"
 #if LORASHARD_CUDA_SIM
 #include <cudasim/counts.h>
 #endif

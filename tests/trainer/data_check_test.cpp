@@ -1,5 +1,5 @@
 // What is found in the data before step 1: by any number of ranks and threads alike, once a file.
-#include "trainer/data_check.h"
+#include "trainer/run/data_check.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -8,8 +8,8 @@
 #include "configs/error.h"
 #include "tests/support/temp_dir.h"
 #include "tests/support/text.h"
-#include "trainer/batches.h"
-#include "trainer/dataset.h"
+#include "trainer/data/batches.h"
+#include "trainer/data/dataset.h"
 
 namespace lorashard::test {
 namespace {

@@ -1,5 +1,5 @@
 // Data files: what every format gives, and where every broken line is reported.
-#include "trainer/dataset.h"
+#include "trainer/data/dataset.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -8,9 +8,9 @@
 #include "checkpoint/safetensors.h"
 #include "parallel/threads.h"
 #include "tests/trainer/golden_run.h"
-#include "trainer/generate.h"
-#include "trainer/model.h"
-#include "trainer/session.h"
+#include "trainer/model/model.h"
+#include "trainer/run/generate.h"
+#include "trainer/run/session.h"
 
 namespace lorashard::test {
 namespace {

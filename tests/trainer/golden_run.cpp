@@ -9,7 +9,7 @@
 
 #include "checkpoint/base_model.h"
 #include "parallel/threads.h"
-#include "trainer/train.h"
+#include "trainer/run/train.h"
 
 namespace lorashard::test {
 

@@ -7,9 +7,9 @@
 #include "configs/error.h"
 #include "parallel/threads.h"
 #include "tests/trainer/golden_run.h"
-#include "trainer/model.h"
-#include "trainer/optimizer.h"
-#include "trainer/session.h"
+#include "trainer/model/model.h"
+#include "trainer/run/optimizer.h"
+#include "trainer/run/session.h"
 
 namespace lorashard::test {
 namespace {

@@ -7,7 +7,7 @@
 
 #include "tests/support/temp_dir.h"
 #include "tests/trainer/golden_run.h"
-#include "trainer/schedule.h"
+#include "trainer/run/schedule.h"
 
 namespace lorashard::test {
 namespace {

@@ -7,8 +7,8 @@
 #include <utility>
 #include <vector>
 
-#include "trainer/model.h"
-#include "trainer/optimizer.h"
+#include "trainer/model/model.h"
+#include "trainer/run/optimizer.h"
 
 namespace lorashard {
 

@@ -4,8 +4,8 @@
 
 #include <nlohmann/json.hpp>
 
-#include "tests/trainer/tokenizer/golden.h"
-#include "trainer/tokenizer/tokenizer.h"
+#include "tests/trainer/data/tokenizer/golden.h"
+#include "trainer/data/tokenizer/tokenizer.h"
 
 namespace lorashard {
 namespace {

@@ -6,8 +6,8 @@
 #include <random>
 #include <thread>
 
-#include "tests/trainer/tokenizer/golden.h"
-#include "trainer/tokenizer/tokenizer.h"
+#include "tests/trainer/data/tokenizer/golden.h"
+#include "trainer/data/tokenizer/tokenizer.h"
 
 namespace lorashard {
 namespace {

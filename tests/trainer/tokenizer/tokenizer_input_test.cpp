@@ -6,10 +6,10 @@
 #include <sstream>
 
 #include "configs/error.h"
-#include "tests/trainer/tokenizer/golden.h"
-#include "trainer/tokenizer/regex.h"
-#include "trainer/tokenizer/tokenizer.h"
-#include "trainer/tokenizer/unicode.h"
+#include "tests/trainer/data/tokenizer/golden.h"
+#include "trainer/data/tokenizer/regex.h"
+#include "trainer/data/tokenizer/tokenizer.h"
+#include "trainer/data/tokenizer/unicode.h"
 
 namespace lorashard {
 namespace {

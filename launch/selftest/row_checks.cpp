@@ -1,0 +1,210 @@
+// Passes over rows and elements, look-ups, dropout, and quantised weights.
+#include "kernels/dequantize.h"
+#include "kernels/dropout.h"
+#include "kernels/elementwise.h"
+#include "kernels/embedding.h"
+#include "kernels/rows.h"
+#include "launch/selftest/kernel_checks.h"
+#include "launch/selftest/operand.h"
+
+namespace lorashard::selftest {
+namespace {
+
+using Parts = std::vector<Part>;
+
+struct Shape {
+  int64_t rows, cols, pad;
+};
+constexpr Shape kShapes[] = {{3, 64, 0}, {5, 37, 3}, {1, 1, 0}};
+
+Parts converted(Stream& s, DType type) {
+  Parts parts;
+  for (const auto& [r, c, pad] : kShapes)
+    for (DType from : {DType::F32, DType::BF16, DType::F16}) {
+      Operand y(s, r, c, type, 1, pad), x(s, r, c, from, 2, pad);
+      convert(s, y, x);
+      parts.push_back(y.against([&](int64_t i, int64_t j) { return x(i, j); }));
+    }
+  return parts;
+}
+
+Parts zeroed(Stream& s, DType type) {
+  Parts parts;
+  for (const auto& [r, c, pad] : kShapes) {
+    Operand y(s, r, c, type, 1, pad);
+    fill_zero(s, y);
+    parts.push_back(y.against([](int64_t, int64_t) { return 0; }));
+  }
+  return parts;
+}
+
+Parts added(Stream& s, DType type) {
+  Parts parts;
+  for (const auto& [r, c, pad] : kShapes) {
+    Operand y(s, r, c, type, 1, pad), a(s, r, c, type, 2), b(s, r, c, type, 3, pad);
+    add(s, y, a, b);
+    parts.push_back(y.against([&](int64_t i, int64_t j) { return a(i, j) + b(i, j); }));
+  }
+  return parts;
+}
+
+Parts biased(Stream& s, DType type) {
+  Parts parts;
+  for (const auto& [r, c, pad] : kShapes) {
+    Operand y(s, r, c, type, 1, pad), bias(s, 1, c, DType::BF16, 2);
+    add_bias(s, y, bias);
+    parts.push_back(y.against([&](int64_t i, int64_t j) { return y(i, j) + bias(0, j); }));
+  }
+  return parts;
+}
+
+Parts scaled(Stream& s, DType type) {
+  Parts parts;
+  for (const auto& [r, c, pad] : kShapes) {
+    Operand y(s, r, c, type, 1, pad);
+    scale(s, y, 0.3f);
+    parts.push_back(y.against([&](int64_t i, int64_t j) { return y(i, j) * double(0.3f); }));
+  }
+  return parts;
+}
+
+Parts gathered(Stream& s, DType type) {
+  Parts parts;
+  for (const auto& [r, c, pad] : kShapes) {
+    Operand y(s, 3, c, type, 1, pad), x(s, r, c, type, 2, pad);
+    Numbers<int32_t> rows(s, {int32_t(r - 1), 0, int32_t(r / 2)});
+    gather_rows(s, y, x, rows.device());
+    parts.push_back(y.against([&](int64_t i, int64_t j) { return x(rows[i], j); }));
+  }
+  return parts;
+}
+
+Parts scattered(Stream& s, DType type) {
+  Parts parts;
+  for (const auto& [r, c, pad] : kShapes) {
+    Operand y(s, r + 4, c, type, 1, pad), x(s, 2, c, type, 2, pad);
+    Numbers<int32_t> rows(s, {int32_t(r + 2), 1});
+    scatter_rows(s, y, x, rows.device());
+    parts.push_back(y.against([&](int64_t i, int64_t j) {
+      return i == rows[0] ? x(0, j) : i == rows[1] ? x(1, j) : 0;
+    }));
+  }
+  return parts;
+}
+
+Parts embedded(Stream& s, DType type) {
+  Parts parts;
+  constexpr int64_t kFirst = 4, kVocabulary = 11;
+  for (const auto& [r, c, pad] : kShapes) {
+    Operand y(s, 5, c, type, 1, pad), table(s, kVocabulary, c, DType::BF16, 2);
+    Numbers<int32_t> ids(s, {4, 0, 14, 9, 15});  // of them 0 and 15 are other ranks'
+    embedding_forward(s, y, ids.device(), table, kFirst, 1.5f);
+    parts.push_back(y.against([&](int64_t i, int64_t j) {
+      const int64_t row = ids[i] - kFirst;
+      return row >= 0 && row < kVocabulary ? 1.5 * table(row, j) : 0;
+    }));
+  }
+  return parts;
+}
+
+Parts dropped(Stream& s, DType type) {
+  Parts parts;
+  constexpr uint64_t kSeed = 7;
+  constexpr uint32_t kSite = 3;
+  constexpr int64_t kFirst = 6;
+  constexpr float kP = 0.25f;
+  for (const bool accumulate : {false, true})
+    for (const auto& [r, c, pad] : kShapes) {
+      Operand y(s, r, c, type, 1, pad), x(s, r, c, type, 2, pad);
+      std::vector<uint64_t> tokens;
+      for (int64_t i = 0; i < r; ++i) tokens.push_back(1000 + uint64_t(i) * 17);
+      Numbers<uint64_t> keys(s, tokens);
+      dropout(s, y, x, kSeed, kSite, keys.device(), kFirst, kP, accumulate);
+      parts.push_back(y.against([&](int64_t i, int64_t j) {
+        const auto column = uint64_t(kFirst + j);
+        const auto words =
+            random_words(kSeed, Purpose::Dropout, keys[i], (uint64_t{kSite} << 32) + column / 4);
+        const bool kept = uniform01(words[column % 4]) >= kP;
+        return (accumulate ? y(i, j) : 0) + (kept ? x(i, j) / (1 - kP) : 0);
+      }));
+    }
+  return parts;
+}
+
+Parts from_nf4(Stream& s, DType type) {
+  Parts parts;
+  for (const bool nested : {false, true})
+    for (const auto& [r, c, pad] : kShapes) {
+      std::mt19937_64 engine(5);
+      const int64_t n = r * c, blocks = (n + kNf4Block - 1) / kNf4Block;
+      std::vector<uint8_t> bytes(size_t(n + 1) / 2), maximum_codes;
+      for (uint8_t& b : bytes) b = uint8_t(engine());
+      std::vector<float> maxima, levels, scales{1.25f};
+      for (int64_t b = 0; b < blocks; ++b) {
+        maxima.push_back(0.5f + float(b));
+        maximum_codes.push_back(uint8_t(engine()));
+      }
+      for (int i = 0; i < 256; ++i) levels.push_back(float(i - 127) / 128);
+      Operand y(s, r, c, type, 1, pad);
+      Numbers<uint8_t> codes(s, bytes), absmax_codes(s, maximum_codes);
+      Numbers<float> absmax(s, maxima), absmax_levels(s, levels), absmax_scales(s, scales);
+      Nf4Matrix w;
+      w.codes = codes.device();
+      w.rows = r;
+      w.cols = w.ld = c;
+      w.absmax_offset = nested ? 2 : 0;
+      if (nested) {
+        w.absmax_codes = absmax_codes.device();
+        w.absmax_levels = absmax_levels.device();
+        w.absmax_scales = absmax_scales.device();
+      } else {
+        w.absmax = absmax.device();
+      }
+      dequantize_nf4(s, y, w);
+      parts.push_back(y.against([&](int64_t i, int64_t j) {
+        const int64_t e = i * c + j, b = e / kNf4Block;
+        const int code = e % 2 == 0 ? codes[e / 2] >> 4 : codes[e / 2] & 15;
+        const double maximum =
+            nested ? double(levels[absmax_codes[b]]) * absmax_scales[0] + 2 : absmax[b];
+        return kNf4Levels[code] * maximum;
+      }));
+    }
+  return parts;
+}
+
+Parts from_int8(Stream& s, DType type) {
+  Parts parts;
+  for (const auto& [r, c, pad] : kShapes) {
+    std::mt19937_64 engine(5);
+    std::vector<int8_t> values;
+    for (int64_t i = 0; i < r * c; ++i) values.push_back(int8_t(engine()));
+    Operand y(s, r, c, type, 1, pad), scales(s, 1, r, DType::F32, 2);
+    Numbers<int8_t> codes(s, values);
+    dequantize_int8(s, y, const_matrix(codes.device(), r, c, DType::I8), scales.floats());
+    parts.push_back(
+        y.against([&](int64_t i, int64_t j) { return codes[i * c + j] * scales(0, i); }));
+  }
+  return parts;
+}
+
+}  // namespace
+
+void add_row_checks(std::vector<KernelCheck>& checks) {
+  const std::pair<const char*, Parts (*)(Stream&, DType)> kAll[] = {{"convert", converted},
+                                                                    {"fill_zero", zeroed},
+                                                                    {"add", added},
+                                                                    {"add_bias", biased},
+                                                                    {"scale", scaled},
+                                                                    {"gather_rows", gathered},
+                                                                    {"scatter_rows", scattered},
+                                                                    {"embedding_forward", embedded},
+                                                                    {"dropout", dropped},
+                                                                    {"dequantize_nf4", from_nf4},
+                                                                    {"dequantize_int8", from_int8}};
+  for (const auto& [name, run] : kAll)
+    for (DType type : {DType::F32, DType::BF16})
+      checks.push_back(
+          {name, type, rounded_once(type), [run = run, type](Stream& s) { return run(s, type); }});
+}
+
+}  // namespace lorashard::selftest

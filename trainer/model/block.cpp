@@ -1,0 +1,207 @@
+#include "trainer/model/block.h"
+
+#include <algorithm>
+#include <array>
+
+#include "kernels/activation.h"
+#include "kernels/elementwise.h"
+#include "kernels/profile.h"
+#include "kernels/rms_norm.h"
+#include "kernels/rope.h"
+
+namespace lorashard {
+namespace {
+
+// The two sublayers: the norm that each begins with, and its last, row-parallel modules.
+constexpr PerSublayer<NormRole> kInputNorm{{NormRole::AttentionInput, NormRole::MlpInput}};
+constexpr PerSublayer<InputGroup> kLastGroup{{InputGroup::O, InputGroup::Down}};
+
+const Linear& last_linear(const BlockWeights& w, Sublayer s) {
+  return w.groups[kLastGroup[s]].linears[0];
+}
+
+void norm(const BlockContext& c, Matrix y, Matrix rstd, ConstMatrix x, ConstMatrix gain,
+          const ResidualAdd& before = {}) {
+  rms_norm_forward(c.linear.stream, y, rstd, x, gain, c.config.rms_norm_eps,
+                   c.config.norm_gain_offset, before);
+}
+
+// c.scratch.norm = the normalised input of sublayer s. rstd may be empty.
+void input_norm(const BlockContext& c, const BlockWeights& w, Sublayer s, ConstMatrix x,
+                Matrix rstd, const ResidualAdd& before = {}) {
+  norm(c, c.scratch.norm, rstd, x, w.norms[kInputNorm[s]], before);
+}
+
+void rotate(const BlockContext& c, Matrix x, int64_t heads, bool inverse) {
+  rope(c.linear.stream, x, heads, c.positions, c.rope_table, inverse);
+}
+
+AttentionShape shape_of(const BlockContext& c, const BlockWeights& w) {
+  AttentionShape shape = c.attention;
+  shape.window = w.window;
+  return shape;
+}
+
+// The queries and keys that attention works on: acts.q/k after rope, or their normed and rotated
+// copies when the family norms them.
+struct QueryKey {
+  Matrix q, k;
+};
+QueryKey rotated_query_key(const BlockContext& c, const BlockWeights& w,
+                           const BlockActivations& acts) {
+  const ConstMatrix q_gain = w.norms[NormRole::Query], k_gain = w.norms[NormRole::Key];
+  if (!q_gain) return {acts.q, acts.k};
+  norm(c, c.scratch.q_rope, acts.q_rstd, acts.q, q_gain);
+  norm(c, c.scratch.k_rope, acts.k_rstd, acts.k, k_gain);
+  rotate(c, c.scratch.q_rope, c.attention.heads, false);
+  rotate(c, c.scratch.k_rope, c.attention.kv_heads, false);
+  return {c.scratch.q_rope, c.scratch.k_rope};
+}
+
+// c.scratch.norm -> q, k, v; returns what attention takes.
+QueryKey project_qkv(const BlockContext& c, const BlockWeights& w, const BlockActivations& acts,
+                     DownProjection down) {
+  linear_group_forward(c.linear, w.groups[InputGroup::QKV], std::array{acts.q, acts.k, acts.v},
+                       c.scratch.norm, acts.u[InputGroup::QKV], down);
+  if (!w.norms[NormRole::Query]) {
+    rotate(c, acts.q, c.attention.heads, false);
+    rotate(c, acts.k, c.attention.kv_heads, false);
+  }
+  return rotated_query_key(c, w, acts);
+}
+
+void project_gate_up(const BlockContext& c, const BlockWeights& w, const BlockActivations& acts,
+                     DownProjection down) {
+  linear_group_forward(c.linear, w.groups[InputGroup::GateUp], std::array{acts.gate, acts.up},
+                       c.scratch.norm, acts.u[InputGroup::GateUp], down);
+}
+
+// acts.o, and acts.lse for backward. With a cache, k and v are appended to it first, attention runs
+// over all of it, and there is no backward.
+void attend(const BlockContext& c, const BlockWeights& w, const QueryKey& qk,
+            const BlockActivations& acts, KvCache* cache) {
+  Stream& stream = c.linear.stream;
+  const AttentionShape shape = shape_of(c, w);
+  if (!cache) {
+    attention_forward(stream, acts.o, acts.lse, qk.q, qk.k, acts.v, c.sequences, shape);
+    return;
+  }
+  const int64_t rows = qk.k.rows;
+  convert(stream, cache->k.row_range(cache->used, rows), qk.k);
+  convert(stream, cache->v.row_range(cache->used, rows), acts.v);
+  cache->used += rows;
+  attention_forward(stream, acts.o, {}, qk.q, cache->k.row_range(0, cache->used),
+                    cache->v.row_range(0, cache->used), c.sequences, shape);
+}
+
+// Whether the input of this group needs a gradient: something below it is adapted.
+bool needs_dx(const BlockWeights& w, InputGroup group, bool lowest) {
+  if (!lowest) return true;
+  return std::any_of(std::begin(kInputGroups), std::begin(kInputGroups) + size_t(group),
+                     [&](InputGroup below) { return w.groups[below].adapted(); });
+}
+
+// Gradients of a group's factors and, where something below needs it, of its input in dx. Returns
+// whether it does.
+bool group_backward(const BlockContext& c, const BlockWeights& w, InputGroup group, Matrix dx,
+                    std::span<const ConstMatrix> dy, ConstMatrix x, const BlockActivations& acts,
+                    bool lowest) {
+  const bool deeper = needs_dx(w, group, lowest);
+  linear_group_backward(c.linear, w.groups[group], deeper ? dx : Matrix{}, dy, x, acts.u[group]);
+  return deeper;
+}
+
+bool mlp_backward(const BlockContext& c, const BlockWeights& w, ConstMatrix x, ConstMatrix dx,
+                  const BlockActivations& acts, bool lowest) {
+  Stream& stream = c.linear.stream;
+  const BlockScratch& s = c.scratch;
+  if (w.groups[InputGroup::Down].adapted()) {
+    gated_activation_forward(stream, s.mlp, acts.gate, acts.up, c.config.activation);
+  }
+  if (!group_backward(c, w, InputGroup::Down, s.d_mlp, std::array{dx}, s.mlp, acts, lowest))
+    return false;
+  gated_activation_backward(stream, acts.gate, acts.up, s.d_mlp, acts.gate, acts.up,
+                            c.config.activation);
+  if (w.groups[InputGroup::GateUp].adapted()) input_norm(c, w, Sublayer::Mlp, x, {});
+  return group_backward(c, w, InputGroup::GateUp, s.delta,
+                        std::array<ConstMatrix, 2>{acts.gate, acts.up}, s.norm, acts, lowest);
+}
+
+bool attention_sublayer_backward(const BlockContext& c, const BlockWeights& w, ConstMatrix x,
+                                 ConstMatrix dx, const BlockActivations& acts, bool lowest) {
+  Stream& stream = c.linear.stream;
+  const BlockScratch& s = c.scratch;
+  if (!group_backward(c, w, InputGroup::O, s.d_o, std::array{dx}, acts.o, acts, lowest))
+    return false;
+  const QueryKey qk = rotated_query_key(c, w, acts);
+  attention_backward(stream, s.d_q, s.d_k, s.d_v, s.d_o, qk.q, qk.k, acts.v, acts.o, acts.lse,
+                     c.sequences, shape_of(c, w));
+  rotate(c, s.d_q, c.attention.heads, true);
+  rotate(c, s.d_k, c.attention.kv_heads, true);
+  if (w.norms[NormRole::Query]) {
+    rms_norm_backward(stream, s.d_q, s.d_q, acts.q, acts.q_rstd, w.norms[NormRole::Query],
+                      c.config.norm_gain_offset, false);
+    rms_norm_backward(stream, s.d_k, s.d_k, acts.k, acts.k_rstd, w.norms[NormRole::Key],
+                      c.config.norm_gain_offset, false);
+  }
+  if (w.groups[InputGroup::QKV].adapted()) input_norm(c, w, Sublayer::Attention, x, {});
+  return group_backward(c, w, InputGroup::QKV, s.delta,
+                        std::array<ConstMatrix, 3>{s.d_q, s.d_k, s.d_v}, s.norm, acts, lowest);
+}
+
+}  // namespace
+
+void sublayer_forward(const BlockContext& c, const BlockWeights& w, Sublayer s, ConstMatrix x,
+                      const ResidualAdd& before, const BlockActivations& acts, KvCache* cache) {
+  input_norm(c, w, s, x, acts.rstd[s], before);
+  ConstMatrix last_input;
+  if (s == Sublayer::Attention) {
+    attend(c, w, project_qkv(c, w, acts, DownProjection::Compute), acts, cache);
+    last_input = acts.o;
+  } else {
+    project_gate_up(c, w, acts, DownProjection::Compute);
+    gated_activation_forward(c.linear.stream, c.scratch.mlp, acts.gate, acts.up,
+                             c.config.activation);
+    last_input = c.scratch.mlp;
+  }
+  const InputGroup last = kLastGroup[s];
+  linear_group_forward(c.linear, w.groups[last], std::array{c.scratch.delta}, last_input,
+                       acts.u[last]);
+}
+
+ResidualAdd residual_add(const BlockContext& c, const BlockWeights& w, Sublayer s, Matrix sum) {
+  return {sum, c.scratch.delta, last_linear(w, s).bias};
+}
+
+void add_to_residual(const BlockContext& c, const BlockWeights& w, Sublayer s, Matrix sum,
+                     ConstMatrix x) {
+  Stream& stream = c.linear.stream;
+  if (const ConstMatrix bias = last_linear(w, s).bias) add_bias(stream, c.scratch.delta, bias);
+  add(stream, sum, x, c.scratch.delta);
+}
+
+void block_recompute(const BlockContext& c, const BlockWeights& w, ConstMatrix x_in,
+                     ConstMatrix x_mid, const BlockActivations& acts, Keep kept) {
+  if (kept == Keep::All) return;
+  const ProfileSpan span("layer", "recompute");
+  if (kept == Keep::Nothing) {
+    input_norm(c, w, Sublayer::Attention, x_in, acts.rstd[Sublayer::Attention]);
+    attend(c, w, project_qkv(c, w, acts, DownProjection::Keep), acts, nullptr);
+  }
+  input_norm(c, w, Sublayer::Mlp, x_mid, acts.rstd[Sublayer::Mlp]);
+  project_gate_up(c, w, acts, DownProjection::Keep);
+}
+
+bool sublayer_backward(const BlockContext& c, const BlockWeights& w, Sublayer s, ConstMatrix x,
+                       ConstMatrix dx, const BlockActivations& acts, bool lowest) {
+  return s == Sublayer::Attention ? attention_sublayer_backward(c, w, x, dx, acts, lowest)
+                                  : mlp_backward(c, w, x, dx, acts, lowest);
+}
+
+void add_to_gradient(const BlockContext& c, const BlockWeights& w, Sublayer s, Matrix dx,
+                     ConstMatrix x, const BlockActivations& acts) {
+  rms_norm_backward(c.linear.stream, dx, c.scratch.delta, x, acts.rstd[s], w.norms[kInputNorm[s]],
+                    c.config.norm_gain_offset, true);
+}
+
+}  // namespace lorashard

@@ -1,0 +1,116 @@
+// One transformer layer on one tensor-parallel rank, forward and backward:
+//
+//   x_mid = x_in + sum over ranks of o(attention(rope(qkv(norm(x_in)))))
+//   x_out = x_mid + sum over ranks of down(act(gate(norm(x_mid))) * up(norm(x_mid)))
+//
+// A block is two sublayers, attention and MLP, each a tensor-parallel region
+// (parallel/tensor_region.h): one all-reduce forward and one backward. LoRA's parts ride along:
+// their partial outputs lie in the same all-reduce, and their gradients wait for the optimizer
+// step. x_in and x_mid are kept for backward; everything else of the layer can be rebuilt from them
+// without a collective.
+#pragma once
+
+#include "kernels/attention.h"
+#include "kernels/residual.h"
+#include "trainer/model/linear.h"
+
+namespace lorashard {
+
+enum class Sublayer : uint8_t { Attention, Mlp };
+template <class T>
+using PerSublayer = EnumArray<Sublayer, 2, T>;
+
+// What a layer's backward pass needs besides x_in and x_mid. T rows each.
+struct BlockActivations {
+  Matrix q, k, v;            // (T, heads*D) of this rank; q and k after rope, or, with q/k norms,
+                             // as they left the projection
+  Matrix o, lse;             // attention output and log-sum-exp
+  Matrix gate, up;           // (T, F) of this rank
+  PerSublayer<Matrix> rstd;  // (T,1) F32, of the norm that the sublayer begins with
+  Matrix q_rstd, k_rstd;     // (T, heads) F32, with q/k norms
+  PerGroup<Matrix> u;        // LoRA's x A^T (T, lora_rank) F32; never rebuilt
+
+  std::array<Matrix*, 15> all() {
+    using enum InputGroup;
+    return {&q,
+            &k,
+            &v,
+            &o,
+            &lse,
+            &gate,
+            &up,
+            &rstd[Sublayer::Attention],
+            &rstd[Sublayer::Mlp],
+            &q_rstd,
+            &k_rstd,
+            &u[QKV],
+            &u[O],
+            &u[GateUp],
+            &u[Down]};
+  }
+};
+
+// Memory that layers use in turn.
+struct BlockScratch {
+  Matrix norm;            // (T,H) normalised input
+  Matrix delta;           // (T,H) what is added to the residual, or comes back to it
+  Matrix mlp, d_mlp;      // (T,F)
+  Matrix q_rope, k_rope;  // (T, heads*D) with q/k norms, else empty
+  Matrix d_q, d_k, d_v;   // gradients
+  Matrix d_o;             // (T, heads*D)
+
+  std::array<Matrix*, 10> all() {
+    return {&norm, &delta, &mlp, &d_mlp, &q_rope, &k_rope, &d_q, &d_k, &d_v, &d_o};
+  }
+};
+
+// What stays the same for all layers of one pass.
+struct BlockContext {
+  LinearContext linear;
+  const ModelConfig& config;
+  AttentionShape attention;  // the window is the layer's
+  Sequences sequences;
+  const int32_t* positions;
+  ConstMatrix rope_table;
+  BlockScratch scratch;
+};
+
+// Rows of one layer's key/value cache: k and v are (capacity, kv_heads*D). The new rows are written
+// at `used`, and attention sees rows [0, used + T). One sequence.
+struct KvCache {
+  Matrix k, v;
+  int64_t used = 0;
+};
+
+// Forms this rank's partial output of a sublayer in c.scratch.delta; the caller all-reduces it, and
+// the next sublayer or add_to_residual() adds it to the residual. Between the two it may run
+// another part of the micro-batch. `before`: what the sublayer before it left to add to x, if
+// anything; the sum is this sublayer's input. `cache` is of the layer, or null.
+void sublayer_forward(const BlockContext& c, const BlockWeights& w, Sublayer s, ConstMatrix x,
+                      const ResidualAdd& before, const BlockActivations& acts, KvCache* cache);
+// sum = x + the all-reduced output of sublayer s in c.scratch.delta [+ its bias]. sum may be x.
+ResidualAdd residual_add(const BlockContext& c, const BlockWeights& w, Sublayer s, Matrix sum);
+// residual_add() by itself, after the last sublayer, where no norm follows at once.
+void add_to_residual(const BlockContext& c, const BlockWeights& w, Sublayer s, Matrix sum,
+                     ConstMatrix x);
+
+// What a layer keeps for its backward pass besides x_in and x_mid; the rest is computed again
+// (activation checkpointing). Keep::Attention does without gate and up, which are more than half of
+// it and cost two GEMMs of the forward pass to rebuild.
+enum class Keep : uint8_t { Nothing, Attention, All };
+
+// Fills what was not kept of acts (the u's always are) again from x_in and x_mid.
+void block_recompute(const BlockContext& c, const BlockWeights& w, ConstMatrix x_in,
+                     ConstMatrix x_mid, const BlockActivations& acts, Keep kept);
+
+// Backward through sublayer s with input x. dx: the gradient of its output in; this rank's partial
+// gradient of its normalised input comes to c.scratch.delta, and once that is all-reduced
+// add_to_gradient() makes dx the gradient of x. False: nothing below needs a gradient, as in the
+// lowest adapted layer (`lowest`), and dx is left undefined. acts.gate and acts.up are overwritten.
+bool sublayer_backward(const BlockContext& c, const BlockWeights& w, Sublayer s, ConstMatrix x,
+                       ConstMatrix dx, const BlockActivations& acts, bool lowest);
+// dx += the gradient of x through the norm that sublayer s begins with.
+void add_to_gradient(const BlockContext& c, const BlockWeights& w, Sublayer s, Matrix dx,
+                     ConstMatrix x, const BlockActivations& acts);
+
+}  // namespace lorashard

@@ -1,0 +1,25 @@
+#include "trainer/model/frozen_weight.h"
+
+#include "kernels/embedding.h"
+#include "kernels/matmul.h"
+
+namespace lorashard {
+
+void frozen_forward(Stream& stream, Matrix y, ConstMatrix x, const FrozenWeight& w,
+                    ConstMatrix bias) {
+  if (bias)
+    matmul_nt_bias(stream, y, x, w.matrix, bias);
+  else
+    matmul_nt(stream, y, x, w.matrix);
+}
+
+void frozen_backward(Stream& stream, Matrix dx, ConstMatrix dy, const FrozenWeight& w, float beta) {
+  matmul_nn(stream, dx, dy, w.matrix, 1, beta);
+}
+
+void frozen_rows(Stream& stream, Matrix y, const int32_t* ids, const FrozenWeight& w,
+                 int64_t first_row, float scale) {
+  embedding_forward(stream, y, ids, w.matrix, first_row, scale);
+}
+
+}  // namespace lorashard

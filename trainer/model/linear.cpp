@@ -1,0 +1,108 @@
+#include "trainer/model/linear.h"
+
+#include "kernels/lora_dropout.h"
+#include "kernels/matmul.h"
+#include "kernels/profile.h"
+
+namespace lorashard {
+namespace {
+
+// The A factors of a group's adapted modules as one matrix (lora_rank, this rank's columns): they
+// lie one after the other in a flat buffer (Factors).
+Matrix stacked_a(const LinearGroup& group, float* flat) {
+  for (const Linear& l : group.linears) {
+    if (!l.lora) continue;
+    Matrix a = Factors::local_a(*l.lora, flat);
+    a.rows = group.lora_rank;
+    return a;
+  }
+  return {};
+}
+
+// The dropout mask on the input of one module's A.
+DropoutMask mask_of(const LinearContext& c, const LoraModule& m) {
+  return {c.dropout.seed, m.site, c.dropout.row_keys, m.a.local_cols.begin, c.dropout.rate};
+}
+
+// u = dropout(x) A^T of the adapted modules.
+void down_project(const LinearContext& c, const LinearGroup& group, Matrix u, ConstMatrix x) {
+  const ProfileSpan span("lora", "lora");
+  if (c.dropout.rate == 0) {
+    matmul_nt(c.stream, u, x, stacked_a(group, c.values));
+    return;
+  }
+  int64_t column = 0;
+  for (const Linear& l : group.linears) {
+    if (!l.lora) continue;
+    lora_dropout_forward(c.stream, u.col_range(column, l.lora->rank), x,
+                         Factors::local_a(*l.lora, c.values), mask_of(c, *l.lora));
+    column += l.lora->rank;
+  }
+}
+
+// y += scaling u B^T.
+void add_up_projection(const LinearContext& c, const LoraModule& m, Matrix y, ConstMatrix u) {
+  const ProfileSpan span("lora", "lora");
+  matmul_nt(c.stream, y, u, Factors::local_b(m, c.values), m.scaling, 1);
+}
+
+// dB += scaling dy^T u;  t = scaling dy B.
+void up_projection_backward(const LinearContext& c, const LoraModule& m, Matrix t, ConstMatrix dy,
+                            ConstMatrix u) {
+  const ProfileSpan span("lora", "lora");
+  matmul_tn(c.stream, Factors::local_b(m, c.gradients), dy, u, m.scaling, 1);
+  matmul_nn(c.stream, t, dy, Factors::local_b(m, c.values), m.scaling, 0);
+}
+
+// dA += t^T dropout(x) of the adapted modules and, unless dx is empty, dx += dropout(t A).
+void down_projection_backward(const LinearContext& c, const LinearGroup& group, Matrix dx,
+                              ConstMatrix t, ConstMatrix x) {
+  const ProfileSpan span("lora", "lora");
+  if (c.dropout.rate == 0) {  // all modules at once
+    matmul_tn(c.stream, stacked_a(group, c.gradients), t, x, 1, 1);
+    if (dx) matmul_nn(c.stream, dx, t, stacked_a(group, c.values), 1, 1);
+    return;
+  }
+  int64_t column = 0;
+  for (const Linear& l : group.linears) {
+    if (!l.lora) continue;
+    const LoraModule& m = *l.lora;
+    const ConstMatrix t_j = t.col_range(column, m.rank);
+    lora_dropout_wgrad(c.stream, Factors::local_a(m, c.gradients), t_j, x, mask_of(c, m));
+    if (dx) lora_dropout_dgrad(c.stream, dx, t_j, Factors::local_a(m, c.values), mask_of(c, m));
+    column += m.rank;
+  }
+}
+
+}  // namespace
+
+void linear_group_forward(const LinearContext& c, const LinearGroup& group,
+                          std::span<const Matrix> y, ConstMatrix x, Matrix u, DownProjection down) {
+  if (group.adapted() && down == DownProjection::Compute) down_project(c, group, u, x);
+  int64_t column = 0;
+  for (size_t j = 0; j < group.linears.size(); ++j) {
+    const Linear& l = group.linears[j];
+    frozen_forward(c.stream, y[j], x, l.weight, group.row_parallel ? ConstMatrix{} : l.bias);
+    if (!l.lora) continue;
+    add_up_projection(c, *l.lora, y[j], u.col_range(column, l.lora->rank));
+    column += l.lora->rank;
+  }
+}
+
+void linear_group_backward(const LinearContext& c, const LinearGroup& group, Matrix dx,
+                           std::span<const ConstMatrix> dy, ConstMatrix x, ConstMatrix u) {
+  const Matrix t = group.adapted() ? c.t.block(0, x.rows, 0, group.lora_rank) : Matrix{};
+  int64_t column = 0;
+  for (size_t j = 0; j < group.linears.size(); ++j) {
+    const Linear& l = group.linears[j];
+    if (dx) frozen_backward(c.stream, dx, dy[j], l.weight, j == 0 ? 0 : 1);
+    if (!l.lora) continue;
+    const int64_t lora_rank = l.lora->rank;
+    up_projection_backward(c, *l.lora, t.col_range(column, lora_rank), dy[j],
+                           u.col_range(column, lora_rank));
+    column += lora_rank;
+  }
+  if (group.adapted()) down_projection_backward(c, group, dx, t, x);
+}
+
+}  // namespace lorashard

@@ -1,0 +1,43 @@
+// Groups of frozen linear modules with their LoRA parts, forward and backward. No collective
+// happens here: callers reduce what the base needs reduced.
+#pragma once
+
+#include <span>
+
+#include "trainer/model/weights.h"
+
+namespace lorashard {
+
+// Dropout on the input of A: off when rate is 0.
+struct DropoutState {
+  float rate = 0;
+  uint64_t seed = 0;
+  const uint64_t* row_keys = nullptr;  // T
+};
+
+// What the layers compute with.
+struct LinearContext {
+  Stream& stream;
+  float* values;     // flat factors, null without an adapter
+  float* gradients;  // flat gradients, null in forward-only use
+  DropoutState dropout;
+  Matrix t;  // (T, >= lora_rank) F32 scratch
+};
+
+// Where a forward pass has u = dropout(x) A^T from: computed, or kept from an earlier pass over the
+// same x (activation checkpointing keeps it, because it costs a read of all of x).
+enum class DownProjection : uint8_t { Compute, Keep };
+
+// y_j(T,N_j) = x(T,K) W_j^T [+ bias_j, unless the group is row-parallel] + scaling_j dropout(x)
+// A_j^T B_j^T for each module j; u(T,lora_rank) F32 = dropout(x) A^T of the adapted ones, kept for
+// backward.
+void linear_group_forward(const LinearContext& c, const LinearGroup& group,
+                          std::span<const Matrix> y, ConstMatrix x, Matrix u,
+                          DownProjection down = DownProjection::Compute);
+
+// Adds the factors' gradients to c.gradients and, unless dx is empty,
+// dx(T,K) = sum_j dy_j W_j + scaling_j dropout(dy_j B_j A_j).
+void linear_group_backward(const LinearContext& c, const LinearGroup& group, Matrix dx,
+                           std::span<const ConstMatrix> dy, ConstMatrix x, ConstMatrix u);
+
+}  // namespace lorashard

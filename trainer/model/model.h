@@ -1,0 +1,115 @@
+// The transformer on one rank: forward, then backward, and cached decoding.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "parallel/mesh.h"
+#include "trainer/data/batches.h"
+#include "trainer/model/activations.h"
+#include "trainer/model/layers.h"
+#include "trainer/model/loss.h"
+
+namespace lorashard {
+
+struct ModelOptions {
+  DType activation_type = DType::F32;
+  int64_t max_tokens = 0;     // of one micro-batch
+  int64_t max_positions = 0;  // of one sequence
+  Recompute recompute = Recompute::Auto;
+  size_t memory_budget = 0;  // bytes for activations that Auto may fill; 0: no limit
+  bool overlap = false;      // sums of one half of a micro-batch beside the other half's work
+  float dropout = 0;
+  uint64_t seed = 0;
+};
+
+// One sequence being generated: the caches of all layers.
+struct DecodeState {
+  std::vector<KvCache> caches;
+  Buffer memory;
+  int64_t position = 0;
+};
+
+class Model {
+ public:
+  // `factors` may be null. `gradients`, a flat buffer of the factors' layout, makes it a model to
+  // train; null: forward alone. weights, factors, gradients, stream and mesh outlive the model.
+  Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, Factors* factors,
+        float* gradients, Communicator& tensor, const ModelOptions& options);
+
+  // Adds the gradient of the sum of the micro-batch's counted losses to the flat gradients, and
+  // that sum to loss_sum(). Enqueued: nothing waits. REQUIRES: factors, gradients.
+  void forward_backward(const MicroBatch& batch);
+  // The same in two parts. The first brings the micro-batch to the device; the second does no more
+  // than enqueue kernels and sums, all with the addresses and shapes of what was staged, so that it
+  // can be captured in a CUDA graph and launched again for micro-batches of the same shape.
+  void stage(const MicroBatch& batch);
+  void forward_backward_staged();
+  // Sum of the losses since clear_loss(), one double on the stream's device.
+  const double* loss_sum() const { return loss_.sum(); }
+  void clear_loss();
+  // The sum of the counted losses alone, without dropout.
+  double evaluate(const MicroBatch& batch);
+
+  // Other factors (null: the base alone) on the same loaded base. REQUIRES: no gradients.
+  void use_factors(Factors* factors);
+  DecodeState new_sequence(int64_t capacity);
+  // Appends tokens to the sequence; logits (vocab) of the last one, whole on every rank, come to
+  // the host.
+  void decode(DecodeState& state, std::span<const int32_t> tokens, std::span<float> logits);
+
+  // Which attention runs for micro-batches of full sequences, and why.
+  std::string attention_choice() const;
+  // Layers that compute everything again, and those that only do their gate and up products.
+  int64_t recomputed_layers() const {
+    return dims_.layers - dims_.first_layer - dims_.kept.all - dims_.kept.attention;
+  }
+  int64_t recomputed_mlps() const { return dims_.kept.attention; }
+  int64_t first_layer() const { return dims_.first_layer; }
+  // Bytes of all that passes work in, and of what the layers alone need of it; the rest is the
+  // loss's, beyond the memory that it shares with them.
+  size_t activation_bytes() const { return memory_.bytes(); }
+  size_t layer_bytes() const { return layer_bytes_; }
+
+ private:
+  void plan();
+  AttentionShape attention_shape() const;
+  LayerPart part(int64_t first_row, int64_t tokens, const Sequences& sequences,
+                 const int32_t* positions, const DropoutState& dropout) const;
+  std::vector<LayerPart> stage_parts(const MicroBatch& batch, bool training);
+  void embed(const int32_t* ids, int64_t tokens);
+  MicroBatch largest_micro_batch() const;
+  int64_t full_sequences() const;
+  LayerStack stack() const;
+
+  Stream& stream_;
+  const ModelConfig& config_;
+  ModelWeights& weights_;
+  Factors* factors_;
+  float* gradients_;
+  Communicator& tensor_;
+  ModelOptions options_;
+  ActivationDims dims_;
+  Buffer memory_, rope_memory_;
+  size_t layer_bytes_ = 0;
+  Activations activations_;
+  Matrix rope_table_;
+  std::vector<SublayerLabels> labels_;
+  LossHead loss_;
+  Staged<int32_t> ids_, positions_, offsets_[2], kv_offsets_;
+  std::vector<int32_t> part_offsets_[2];
+  Staged<uint64_t> row_keys_;
+  // The micro-batch that was staged last, on the device.
+  struct StagedBatch {
+    const int32_t* ids = nullptr;
+    int64_t tokens = 0;
+    std::vector<LayerPart> parts;
+  } staged_;
+  Buffer logits_;  // of one token, when generating
+};
+
+// cos_sin table (positions, head_dim) of kernels/rope.h, angles formed in fp32 as Hugging Face
+// does.
+void fill_rope_table(Matrix table, const RopeConfig& rope, int64_t head_dim);
+
+}  // namespace lorashard

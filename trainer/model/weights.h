@@ -1,0 +1,65 @@
+// This rank's part of the frozen base, layer by layer.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "checkpoint/base_model.h"
+#include "trainer/model/frozen_weight.h"
+#include "trainer/model/lora.h"
+
+namespace lorashard {
+
+// One frozen linear module, this rank's part: W(N,K), bias(1,N) or empty, and its factors or null.
+struct Linear {
+  std::string name;  // as in the base
+  FrozenWeight weight;
+  ConstMatrix bias;
+  const LoraModule* lora = nullptr;
+};
+
+// The linear modules of one InputGroup.
+struct LinearGroup {
+  std::vector<Linear> linears;
+  bool row_parallel = false;  // the output is partial until it is all-reduced; then comes the bias
+  int64_t lora_rank = 0;      // sum of the adapted modules' ranks: columns of u = x A^T
+  bool adapted() const { return lora_rank > 0; }
+};
+
+struct BlockWeights {
+  PerNorm<ConstMatrix> norms;  // gains (1,H), of query and key (1,D); empty where a family has none
+  PerGroup<LinearGroup> groups;
+  int64_t window = 0;  // 0: attention over the whole sequence
+  bool adapted() const;
+};
+
+struct ModelWeights {
+  FrozenWeight embedding, head;  // (V of this rank, H); the same pages when tied
+  Range vocabulary;              // rows of the two that this rank holds
+  ConstMatrix final_norm;
+  std::vector<BlockWeights> blocks;
+  // Query heads and key/value heads of this rank, feed-forward width of this rank.
+  HeadSplit heads;
+  Range features;
+  std::vector<std::shared_ptr<const void>> owners;
+};
+
+// The part of a tensor that this rank holds, on the stream's device.
+using TensorSource = std::function<ConstMatrix(const TensorSpec&, const TensorPart&)>;
+// Rank tp_rank's part of tp_size, each tensor of the model asked of `source` once. No factors yet.
+ModelWeights arrange_weights(const ModelConfig& config, int tp_rank, int tp_size,
+                             const TensorSource& source);
+
+// Those of `base`: on the CPU they stay in the mapped files where they can, on CUDA they are copied
+// to the device. `factors` may be null (no adapter); they outlive the weights. Errors: status 2
+// naming file and tensor.
+ModelWeights load_weights(Stream& stream, const BaseModel& base, int tp_rank, int tp_size,
+                          const Factors* factors);
+
+// Points the linear modules at other factors (null: none), for swapping adapters on one loaded
+// base.
+void attach_factors(ModelWeights& weights, const Factors* factors);
+
+}  // namespace lorashard

@@ -1,0 +1,87 @@
+#include "trainer/run/evaluate.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <csignal>
+#include <optional>
+
+#include "checkpoint/adapter_base.h"
+#include "configs/error.h"
+#include "parallel/agree.h"
+#include "trainer/run/agreed_inputs.h"
+#include "trainer/run/data_check.h"
+#include "trainer/run/run_options.h"
+#include "trainer/run/session.h"
+#include "trainer/run/stop.h"
+#include "trainer/run/train.h"
+
+namespace lorashard {
+
+EvalSum evaluate_loss(Model& model, std::shared_ptr<const Dataset> data, const std::string& path,
+                      int64_t micro_batch, const Mesh& mesh,
+                      const std::function<int()>& stop_signal) {
+  const EvalBatches batches(data, micro_batch, mesh.dp_rank, mesh.dp_size);
+  // Loss, unmasked labels; ranks whose group left by SIGINT, by SIGTERM.
+  double sums[4] = {0, 0, 0, 0};
+  for (int64_t m = 0; m < batches.micro_batches(); ++m) {
+    if (stop_signal) {
+      const int signal = stop_signal_of_group(mesh, stop_signal);
+      sums[2] = signal == SIGINT;
+      sums[3] = signal == SIGTERM;
+      if (signal != 0) break;
+    }
+    const MicroBatch batch = batches.micro_batch(m);
+    const double loss = model.evaluate(batch);
+    if (mesh.tp_rank != 0) continue;  // counted once in a tensor-parallel group
+    sums[0] += loss;
+    sums[1] += double(batch.counted);
+  }
+  Stream host(1);  // the sums lie in host memory
+  mesh.world->all_reduce_sum(host, matrix(sums, 1, 4, DType::F64), "eval_loss");
+  if (sums[2] + sums[3] > 0) return {.stop_signal = sums[3] > 0 ? SIGTERM : SIGINT};
+  if (sums[1] == 0) {
+    fail_on_all_ranks(kExitInput, path,
+                      "no label counts; at least one must differ from -100 and have a "
+                      "token before it");
+  }
+  return {.loss_sum = sums[0], .counted = int64_t(sums[1]), .sequences = data->size()};
+}
+
+int evaluate(const Config& config, const std::string& adapter_dir, const Ranks& ranks) {
+  const RunConfig& run = config.run;
+  Session session(ranks, session_options(config, {{"--adapter", adapter_dir, "--adapter"}}));
+  Console& console = session.console;
+  std::shared_ptr<const Dataset> data;
+  std::optional<Adapter> adapter;
+  run_agreed(session.world, [&] {
+    check_tensor_groups(config, ranks.world.size());
+    session.open_base(run.model().path(), run.parallel().tensor(), config.where("parallel.tensor"));
+    data = Dataset::open(run.data().eval(), dataset_options(run, *session.base));
+    if (!adapter_dir.empty())
+      adapter = read_adapter(adapter_dir, linear_modules(session.base->config()));
+  });
+  agree_on_inputs(ranks, eval_files(run, adapter_dir));
+  const std::vector<std::string> notes = check_data(*data, run.data().eval(), run, *session.base,
+                                                    ranks, session.stream.threads(), console);
+  session.digest_base();
+  session.form_mesh(run.parallel().tensor());
+  std::optional<Factors> factors;
+  run_agreed(session.world, [&] {
+    if (!adapter) return;
+    check_adapter_base(*adapter, adapter_dir, session.base_digest);
+    factors.emplace(factors_of(session.stream, session.base->config(), *adapter, session.mesh));
+  });
+  const auto loaded =
+      load_model(session, factors ? &*factors : nullptr, nullptr, eval_options(run));
+  tell_notes(console, session.base->notes());
+  if (adapter) tell_notes(console, adapter_base_notes(*adapter, adapter_dir, *session.base));
+  const EvalSum sum = evaluate_loss(loaded->model, data, run.data().eval(),
+                                    run.train().micro_batch_size(), session.mesh);
+  console.line(fmt::format("loss {:.6f} perplexity {:.4f} tokens {} sequences {}", sum.mean(),
+                           std::exp(sum.mean()), sum.counted, sum.sequences));
+  console.notes(notes);
+  return 0;
+}
+
+}  // namespace lorashard

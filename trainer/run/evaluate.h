@@ -1,0 +1,25 @@
+// Evaluation: the mean loss over all counted labels of a file.
+#pragma once
+
+#include <functional>
+
+#include "parallel/mesh.h"
+#include "trainer/model/model.h"
+
+namespace lorashard {
+
+struct EvalSum {
+  double loss_sum = 0;
+  int64_t counted = 0, sequences = 0;
+  int stop_signal = 0;  // that ended it on some rank: the sums are none
+  double mean() const { return loss_sum / double(counted); }
+};
+
+// Over the whole data set, shared out over the data-parallel ranks. Error (status 2) if no label
+// counts. Given `stop_signal`, which returns SIGINT, SIGTERM or 0, it is asked before each
+// micro-batch. Collective over mesh.world.
+EvalSum evaluate_loss(Model& model, std::shared_ptr<const Dataset> data, const std::string& path,
+                      int64_t micro_batch, const Mesh& mesh,
+                      const std::function<int()>& stop_signal = {});
+
+}  // namespace lorashard

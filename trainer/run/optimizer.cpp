@@ -1,0 +1,91 @@
+#include "trainer/run/optimizer.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cmath>
+#include <cstring>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "checkpoint/file_io.h"
+#include "configs/error.h"
+#include "kernels/transfer.h"
+
+namespace lorashard {
+
+StepSums reduce_step(Stream& stream, TrainingBuffers& buffers, Communicator& world,
+                     const StepMessage& mine, const double* loss_sum) {
+  const std::vector<float> message = mine.encode(world.rank(), world.size());
+  assert(int64_t(message.size()) == buffers.message_floats());
+  copy_to_device(stream, buffers.message(), message.data(),
+                 buffers.message_floats() * int64_t{sizeof(float)});
+  if (loss_sum) {
+    split_double(stream, buffers.message() + StepMessage::kLossHigh,
+                 buffers.message() + StepMessage::kLossLow, loss_sum);
+  }
+  world.all_reduce_sum(stream, buffers.gradients_and_message(), "lora_gradient");
+  sum_of_squares(stream, buffers.squares(), buffers.gradients(), buffers.size());
+  // The one wait of the step.
+  const auto words = host_copy(stream, buffers.message(), buffers.floats_to_host());
+  StepSums sum{StepMessage::decode(std::span(words).first(message.size()))};
+  std::memcpy(&sum.gradient_squares, &words[words.size() - 2], sizeof sum.gradient_squares);
+  return sum;
+}
+
+double gradient_norm(const StepSums& sum) {
+  return std::sqrt(sum.gradient_squares) / double(std::max<int64_t>(sum.counted, 1));
+}
+
+void apply_step(Stream& stream, Factors& factors, TrainingBuffers& buffers,
+                const OptimizerSettings& settings, double learning_rate, int64_t step,
+                int64_t counted, double norm) {
+  double clip = 1;
+  if (settings.max_grad_norm > 0) clip = std::min(1.0, settings.max_grad_norm / (norm + 1e-6));
+  adamw(stream, factors.values(), buffers.first_moments(), buffers.second_moments(),
+        buffers.gradients(), factors.size(),
+        {.learning_rate = float(learning_rate),
+         .beta1 = settings.beta1,
+         .beta2 = settings.beta2,
+         .epsilon = settings.epsilon,
+         .weight_decay = settings.weight_decay,
+         .step = step,
+         .gradient_scale = float(clip / double(counted))});
+  // After the update: what is derived from the values is derived again here, enqueued, before the
+  // next forward pass reads it (DoRA's weight norms, which depend on A and B; bf16 copies of A and
+  // B for CUDA's GEMMs). A loaded or initialised adapter needs it once before the first step, too.
+}
+
+void check_replicas(const Factors& factors, const TrainingBuffers& buffers, Communicator& world) {
+  if (world.size() == 1) return;
+  constexpr size_t kDigest = 16;  // characters of the SHA-256 kept: 64 bits
+  const auto& modules = factors.modules();
+  std::vector<std::string> digests(modules.size());
+  for (const float* flat : {factors.values(), buffers.first_moments(), buffers.second_moments()}) {
+    const std::vector<float> host = factors.read(flat);
+    for (const AdapterTensor& t : factors.layout().tensors) {
+      digests[t.module] += sha256_hex(host.data() + t.offset, size_t(t.size()) * sizeof(float));
+    }
+  }
+  std::string mine;
+  for (const std::string& all : digests) {
+    mine += sha256_hex(all.data(), all.size()).substr(0, kDigest);
+  }
+  std::string theirs(mine.size() * size_t(world.size()), '\0');
+  world.all_gather(mine.data(), theirs.data(), int64_t(mine.size()), "replica_check");
+  for (size_t m = 0; m < modules.size(); ++m) {
+    const std::string first = theirs.substr(m * kDigest, kDigest);
+    std::string ranks;
+    for (int r = 1; r < world.size(); ++r) {
+      if (theirs.compare(size_t(r) * mine.size() + m * kDigest, kDigest, first) != 0) {
+        ranks += (ranks.empty() ? "" : ", ") + std::to_string(r);
+      }
+    }
+    if (ranks.empty()) continue;
+    fail_on_all_ranks(kExitFailure, modules[m].linear.name,
+                      "factors or moments differ between rank 0 and rank(s) " + ranks +
+                          ", replicas must be identical; resume from the last checkpoint");
+  }
+}
+
+}  // namespace lorashard

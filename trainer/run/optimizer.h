@@ -1,0 +1,43 @@
+// The optimizer step: one all-reduce of the flat gradient with the step's message behind it, then
+// clipping by global norm and AdamW on the flat buffers. Every rank does the same arithmetic on the
+// same sums, so replicas stay identical. Values are Factors', all else is TrainingBuffers'; nothing
+// is allocated here.
+#pragma once
+
+#include <cstdint>
+
+#include "parallel/collectives.h"
+#include "trainer/model/lora.h"
+#include "trainer/run/training_buffers.h"
+
+namespace lorashard {
+
+// What a step's all-reduce gives: the sums over the world, the same on all ranks.
+struct StepSums : StepMessage {
+  double gradient_squares = 0;  // sum of squares of the summed gradient
+};
+
+// The one collective of a step: sums gradients and messages over the world. `loss_sum` (one double
+// on the stream's device, or null) is this rank's loss. The only place of a step where the host
+// waits for the device.
+StepSums reduce_step(Stream& stream, TrainingBuffers& buffers, Communicator& world,
+                     const StepMessage& mine, const double* loss_sum = nullptr);
+
+struct OptimizerSettings {
+  float beta1, beta2, epsilon, weight_decay;
+  double max_grad_norm;  // 0: no clipping
+};
+
+// Norm of the mean gradient (the summed gradient over the unmasked tokens), before clipping.
+double gradient_norm(const StepSums& sum);
+
+// Clips as torch.nn.utils.clip_grad_norm_ and updates the factors. `step` counts from 1.
+void apply_step(Stream& stream, Factors& factors, TrainingBuffers& buffers,
+                const OptimizerSettings& settings, double learning_rate, int64_t step,
+                int64_t counted, double norm);
+
+// Compares a digest of each module's factors and moments over the ranks. Error (status 3, the same
+// on all ranks) naming module and ranks if any differ. Collective.
+void check_replicas(const Factors& factors, const TrainingBuffers& buffers, Communicator& world);
+
+}  // namespace lorashard

@@ -1,0 +1,49 @@
+// Between the flat buffers of a run and its checkpoints. One rank touches the files; the others get
+// what it read in broadcasts, so the run folder need not be shared.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "checkpoint/training_state.h"
+#include "configs/config.h"
+#include "parallel/collectives.h"
+#include "trainer/model/lora.h"
+#include "trainer/run/training_buffers.h"
+
+namespace lorashard {
+
+struct ResumedRun {
+  bool found = false;
+  bool finished = false;  // all its steps are made and RUN/adapter is there: nothing loaded
+  std::vector<std::string> notes;  // damaged checkpoints that were passed over, changed settings
+};
+
+// Digest of the settings that say which data each step sees.
+std::string settings_digest(const RunConfig& run);
+
+// Fills values, moments and counters from the newest whole checkpoint of the run, if there is one.
+// `counters` says what this run has (seed, digests, settings, sequences). Errors (status 2) name
+// the setting: another base or other factors; fewer steps than made; unless `accept_changes`, other
+// data, settings of the data, batch or seed. With it the run goes on at its place in the data where
+// that still means something, and begins the data anew where the number of sequences or their order
+// is another. Every change is among the notes, and in counters.changes for the checkpoints to come.
+// One rank calls it.
+ResumedRun load_run(const fs::path& run_dir, const ModelConfig& model, Factors& factors,
+                    TrainingBuffers& buffers, TrainingCounters& counters, const Config& config,
+                    bool accept_changes);
+
+// Hands what rank 0 loaded to all. Collective.
+void share_run(ResumedRun& resumed, Factors& factors, TrainingBuffers& buffers,
+               TrainingCounters& counters, Communicator& world);
+
+// Writes a checkpoint; returns notes about old ones that could not be removed. One rank calls it.
+std::vector<std::string> save_run(const fs::path& run_dir, const Factors& factors,
+                                  const TrainingBuffers& buffers, const TrainingCounters& counters,
+                                  int64_t keep_last);
+
+// RUN/adapter. Of an earlier one its files are replaced; others in the folder are a user's and
+// stay. One rank calls it.
+void save_final_adapter(const fs::path& run_dir, const Factors& factors);
+
+}  // namespace lorashard

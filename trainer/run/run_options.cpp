@@ -1,0 +1,107 @@
+#include "trainer/run/run_options.h"
+
+#include "trainer/data/tokenizer/tokenizer.h"
+#include "trainer/run/agreed_inputs.h"
+#include "trainer/run/compute.h"
+#include "trainer/run/schedule.h"
+
+namespace lorashard {
+namespace {
+
+ScheduleKind schedule_kind(const RunConfig& run) {
+  switch (run.schedule().kind()) {
+    case RunConfig::Schedule::LINEAR:
+      return ScheduleKind::Linear;
+    case RunConfig::Schedule::COSINE:
+      return ScheduleKind::Cosine;
+    default:
+      return ScheduleKind::Constant;
+  }
+}
+
+Recompute recompute(const RunConfig& run) {
+  switch (run.compute().recompute()) {
+    case RunConfig::Compute::Recompute::NONE:
+      return Recompute::None;
+    case RunConfig::Compute::Recompute::MLP:
+      return Recompute::Mlp;
+    case RunConfig::Compute::Recompute::FULL:
+      return Recompute::Full;
+    default:
+      return Recompute::Auto;
+  }
+}
+
+std::vector<std::string> with_model_and_adapter(std::vector<std::string> files,
+                                                const RunConfig& run, const std::string& adapter) {
+  const bool tokenized = run.data().format() != RunConfig::Data::TOKENS;
+  for (const auto& more : {adapter_files(adapter), model_files(run.model().path(), tokenized)}) {
+    files.insert(files.end(), more.begin(), more.end());
+  }
+  return files;
+}
+
+}  // namespace
+
+DatasetOptions dataset_options(const RunConfig& run, const BaseModel& base) {
+  const auto& data = run.data();
+  DatasetOptions options;
+  options.format = data.format();
+  options.seq_len = data.seq_len();
+  options.long_sequences = data.long_sequences();
+  options.append_eos = data.append_eos();
+  options.add_bos = data.add_bos();
+  options.vocab_size = base.config().vocab_size;
+  if (data.format() == RunConfig::Data::TOKENS) return options;
+  auto tokenizer = Tokenizer::from_directory(base.path());
+  options.leading_ids = tokenizer->leading_ids();
+  options.notes = tokenizer->notes();
+  options.eos_id = tokenizer->eos_id();
+  options.encode = [tokenizer](std::string_view text, std::vector<TextSpan>* spans) {
+    return spans ? tokenizer->encode(text, true, *spans) : tokenizer->encode(text);
+  };
+  return options;
+}
+
+ModelOptions eval_options(const RunConfig& run) {
+  ModelOptions o;
+  o.activation_type = run.compute().dtype() == RunConfig::Compute::BF16 ? DType::BF16 : DType::F32;
+  o.max_tokens = run.train().micro_batch_size() * run.data().seq_len();
+  o.max_positions = run.data().seq_len();
+  return o;
+}
+
+ModelOptions training_options(const RunConfig& run, const Stream& stream, int host_ranks) {
+  ModelOptions o = eval_options(run);
+  o.recompute = recompute(run);
+  o.overlap =
+      run.parallel().has_overlap() ? run.parallel().overlap() : stream.backend() == Backend::CUDA;
+  o.memory_budget = activation_budget(stream, host_ranks);
+  o.dropout = float(run.lora().dropout());
+  o.seed = run.train().seed();
+  return o;
+}
+
+OptimizerSettings optimizer_settings(const RunConfig& run) {
+  const auto& o = run.optimizer();
+  return {float(o.beta1()), float(o.beta2()), float(o.epsilon()), float(o.weight_decay()),
+          o.max_grad_norm()};
+}
+
+double learning_rate(const RunConfig& run, int64_t step) {
+  return run.optimizer().learning_rate() * schedule_factor(schedule_kind(run), step,
+                                                           run.schedule().warmup_steps(),
+                                                           run.train().steps());
+}
+
+std::vector<std::string> training_files(const RunConfig& run) {
+  std::vector<std::string> files{run.data().train()};
+  if (!run.data().eval().empty()) files.push_back(run.data().eval());
+  return with_model_and_adapter(std::move(files), run, run.lora().init_from());
+}
+
+std::vector<std::string> eval_files(const RunConfig& run, const std::string& adapter) {
+  return with_model_and_adapter({run.data().eval()}, run, adapter);
+}
+
+}  // namespace lorashard

@@ -1,0 +1,34 @@
+// The settings of a run as options of the parts that they are for. What a setting means is said
+// here alone; the parts know no RunConfig.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "checkpoint/base_model.h"
+#include "configs/config.h"
+#include "trainer/data/dataset.h"
+#include "trainer/model/model.h"
+#include "trainer/run/optimizer.h"
+
+namespace lorashard {
+
+// How data files are read, with the base's tokenizer unless the format is TOKENS. Errors (status 2)
+// are the tokenizer's.
+DatasetOptions dataset_options(const RunConfig& run, const BaseModel& base);
+
+// Of a model that only computes losses.
+ModelOptions eval_options(const RunConfig& run);
+// Of one that trains on this stream, on one of `host_ranks` ranks that share the host's memory.
+ModelOptions training_options(const RunConfig& run, const Stream& stream, int host_ranks);
+
+OptimizerSettings optimizer_settings(const RunConfig& run);
+// In optimizer step `step`, which counts from 0.
+double learning_rate(const RunConfig& run, int64_t step);
+
+// The files that decide what train or eval computes, on which the ranks must agree
+// (agree_on_inputs): the data first. `adapter` may be empty.
+std::vector<std::string> training_files(const RunConfig& run);
+std::vector<std::string> eval_files(const RunConfig& run, const std::string& adapter);
+
+}  // namespace lorashard
