@@ -92,9 +92,10 @@ std::map<std::string, std::string> write_adapter(const fs::path& dir, const Adap
 
 // The modules that PEFT would adapt, in the order of `modules`: `targets` are names or dotted
 // suffixes, or one regex (Python's syntax) that must match the whole name, or "all-linear" alone.
-// `excluded` likewise (without "all-linear"). `others` are the model's modules that LoRA here does
-// not adapt (other_modules()); PEFT refuses them too, but for embedding and head. `where` names the
-// setting in errors (status 2): no match; a target that matches one of `others`; a broken regex.
+// `excluded` has these forms too, but "all-linear". `others` are the model's modules that LoRA here
+// does not adapt (other_modules()); PEFT refuses them too, but for embedding and head. `where`
+// names the setting in errors (status 2): no match; a target that matches one of `others`; a broken
+// regex.
 std::vector<LinearModule> match_targets(const std::vector<LinearModule>& modules,
                                         const std::vector<std::string>& targets, bool regex,
                                         const std::vector<std::string>& excluded,

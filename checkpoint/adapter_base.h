@@ -13,7 +13,7 @@ namespace lorashard {
 void check_adapter_base(const Adapter& adapter, const std::string& where,
                         const std::string& base_digest);
 
-// What to tell the user of an adapter that carries no digest of its base, as those made elsewhere:
+// Notes on an adapter that carries no digest of its base, as those made elsewhere:
 // whether the base that it names is this one. Nothing if it carries one.
 std::vector<std::string> adapter_base_notes(const Adapter& adapter, const std::string& where,
                                             const BaseModel& base);

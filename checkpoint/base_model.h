@@ -36,7 +36,7 @@ class BaseModel {
   const std::string& config_text() const { return config_text_; }
   // Whether this is a base shard set.
   bool is_shard_set() const;
-  // Worth telling the user: tensors in the files that the architecture does not use.
+  // Worth reporting: tensors in the files that the architecture does not use.
   const std::vector<std::string>& notes() const { return notes_; }
 
   struct Tensor {
@@ -58,7 +58,7 @@ class BaseModel {
   // whole. Threads may call it at once. REQUIRES: the tensor exists and the part lies inside it.
   WeightSlice slice(const std::string& name, const TensorPart& part) const;
   WeightSlice whole(const std::string& name) const;
-  // Gives the mapped pages of a tensor back to the system, for passes that read each weight once;
+  // Gives the mapped pages of a tensor back to the system, for readers that need each weight once;
   // views stay valid and fault the pages in again.
   void release(const std::string& name) const;
 
@@ -69,7 +69,7 @@ class BaseModel {
 
   // The logical base digest: hex SHA-256 over each tensor's name, dtype, shape and bytes; the same
   // for both forms. Reads every byte once, shared out over the ranks of `world` that have the same
-  // files, and refuses non-finite weights by tensor name in the same pass; remembered per file
+  // files, and refuses non-finite weights by tensor name while reading; remembered per file
   // (path, size, modification time) in $XDG_CACHE_HOME/lorashard (~/.cache/lorashard). Collective;
   // a failure on one rank is thrown on all, and so is a base that is not the same on all ranks
   // (status 2, naming file and tensor, ranks and hosts). Of a shard set it verifies the SHA-256 of

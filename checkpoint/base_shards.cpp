@@ -306,7 +306,7 @@ void write_base_shards(const BaseModel& base, int ranks, const std::string& out,
                            std::to_string(base.config().heads) + " (its query heads)");
   const std::vector<Digest> digests = tensor_digests(base, world);
 
-  // Rank 0 makes the directory and tells the others its temporary name; empty: it could not.
+  // Rank 0 makes the directory and broadcasts its temporary name; empty: it could not.
   const auto share_directory = [&](const std::string& name) {
     char text[4096] = {};
     name.copy(text, sizeof text - 1);

@@ -38,7 +38,7 @@ struct ExportOptions {
 std::vector<MergeError> export_merged(const BaseModel& base, const Adapter& adapter,
                                       const std::string& out, const ExportOptions& options);
 
-// The same model as an immutable base shard set for `ranks` (write_base_shards). Collective, but
+// The merged model as an immutable base shard set for `ranks` (write_base_shards). Collective, but
 // for one rank: `world` must be alone.
 std::vector<MergeError> export_shards(const BaseModel& base, const Adapter& adapter, int ranks,
                                       const std::string& out, const ExportOptions& options,

@@ -16,7 +16,7 @@ namespace lorashard {
 
 namespace fs = std::filesystem;
 
-// What tells one state of a file from another without reading it.
+// What distinguishes one state of a file from another without reading it.
 struct FileIdentity {
   uint64_t bytes = 0, inode = 0, device = 0;
   int64_t modified_ns = 0;

@@ -12,7 +12,8 @@ namespace lorashard {
 // crash. The file says who holds it, and is removed at the end.
 //
 // flock() is used: Linux has it on local file systems and turns it into a lock of the server's on
-// NFS, which hosts then see of each other. Threads that open the folder twice are told apart too.
+// NFS, which hosts then see of each other. Two threads that open the folder are distinct holders
+// too.
 class FolderLock {
  public:
   // Error (status 2) at `where` that names the job which holds the folder: host, process and since

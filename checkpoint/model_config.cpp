@@ -23,8 +23,8 @@ enum class Window : uint8_t {
   Flagged,  // use_sliding_window, sliding_window and max_window_layers, or layer_types
 };
 
-// What tells one family from another: the defaults that transformers' configuration class takes
-// for keys that config.json leaves out, and what its modelling code fixes.
+// What distinguishes one family from another: the defaults that transformers' configuration class
+// takes for keys that config.json leaves out, and what its modelling code fixes.
 struct Family {
   const char* architecture;
   const char* model_type;

@@ -53,8 +53,8 @@ enum class Split : uint8_t {
   QueryCols,    // columns by query heads: o_proj
   ColFeatures,  // columns by split_features: down_proj
 };
-// Whether the rank's part of the input decides its part of the product, which is then summed over
-// the ranks (Megatron's RowParallelLinear); a bias is added once, after that.
+// Whether the rank's part of the input gives a partial output, which is then all-reduced
+// (Megatron's RowParallelLinear); a bias is added once, after that.
 bool is_row_parallel(Split split);
 
 // One tensor that the architecture needs, under its Hugging Face name.

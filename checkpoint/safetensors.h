@@ -3,7 +3,7 @@
 // Layout: 8 bytes little-endian header length, JSON header, data. Every offset is checked: tensors
 // lie inside the file, do not overlap, leave no holes, and their size is that of dtype and shape.
 // The format does not promise that a tensor's data are aligned to its element size: aligned()
-// tells, and a reader of misaligned data copies before it casts.
+// says, and a reader of misaligned data copies before it casts.
 #pragma once
 
 #include <cstdint>
@@ -49,7 +49,7 @@ class SafetensorsFile {
 };
 
 // Streams tensors into a new file: the header is fixed first, then each tensor's bytes in the order
-// given. The data begin at a multiple of 64 bytes. Memory: nothing but the caller's buffers.
+// given. The data begin at a multiple of 64 bytes. Allocates nothing for the data.
 // `hashed` as in OutputFile.
 class SafetensorsWriter {
  public:

@@ -11,7 +11,7 @@ namespace lorashard {
 // The new directory ".NAME.tmp-PID-N" beside `target` (whose parent exists), removed with all that
 // is in it at the end of its life, and where a stop signal ends the process. A killed process
 // leaves it behind; the next one with the same target removes what no living process holds, which a
-// lock on the directory tells (flock; where a file system has no such locks, leftovers stay).
+// lock on the directory shows (flock; where a file system has no such locks, leftovers stay).
 class TemporaryDirectory {
  public:
   // Error (status 3) naming `target`.

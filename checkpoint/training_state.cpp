@@ -224,7 +224,7 @@ std::vector<std::string> save_checkpoint(const fs::path& run_dir, const Training
       const std::vector<fs::path> files = files_of_users(old, target);
       if (files.empty()) {
         remove_directory(old, notes);
-      } else if (kept == keep_last + 1) {  // told once, when its turn comes
+      } else if (kept == keep_last + 1) {  // reported once, when its turn comes
         notes.push_back(old.string() + ": is kept, " + files[0].filename().string() +
                         " in it is not of this run");
       }

@@ -8,8 +8,8 @@
 //   manifest.textproto                               TrainingManifest (manifest.proto)
 //
 // RUN/checkpoints/latest holds the name of the newest one, for people and scripts. Loading goes by
-// the numbers instead: `latest` is written after the rename, so a run that is killed between the
-// two leaves a whole checkpoint that `latest` does not name yet.
+// the step numbers instead: `latest` is written after the rename, so a run that is killed between
+// the two leaves a whole checkpoint that `latest` does not name yet.
 #pragma once
 
 #include <cstdint>
@@ -27,8 +27,8 @@ struct TrainingCounters {
   int64_t sequences_consumed = 0;  // place in the (shuffled) stream of training sequences
   int64_t data_begins = 0;         // place at which the present data's first epoch began
   int64_t sequences = 0;           // of the training data; 0 if unknown
-  int64_t tokens = 0;              // counted labels so far
-  int64_t steps_skipped = 0;       // steps without an update: their batch had no label
+  int64_t tokens = 0;              // unmasked tokens so far
+  int64_t steps_skipped = 0;       // steps without an update: no unmasked token in the batch
   uint64_t seed = 0;
   std::string base_digest;
   std::string data_digest;                 // of the training data; empty if unknown

@@ -28,8 +28,8 @@ void tell(const char* what) {
   std::fflush(stderr);
 }
 
-// This rank alone met the error. Ranks of a tensor-parallel group often meet the same one in the
-// same moment (a broken line of data): the first of a host tells it, and ends the others while they
+// This rank alone met the error. Ranks of a tensor-parallel group often meet one error in the same
+// moment (a broken line of data): the first of a host reports it, and ends the others while they
 // wait; between hosts the lower rank is given time to.
 [[noreturn]] void tell_and_abort(Communicator& world, const char* what, int status) {
   constexpr auto kStagger = std::chrono::milliseconds(250);

@@ -8,7 +8,7 @@
 namespace lorashard {
 
 // Runs body on this rank, under MPI when a launcher started the process and `with_mpi` is set, else
-// alone, and returns the exit status. An Error is told once: by rank 0 when all ranks throw it,
+// alone, and returns the exit status. An Error is reported once: by rank 0 when all ranks throw it,
 // else by the rank that meets it, which then ends the whole job.
 int run_job(int* argc, char*** argv, bool with_mpi, const std::function<int(const Ranks&)>& body);
 

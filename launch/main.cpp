@@ -114,7 +114,7 @@ void declare(CLI::App& app, Arguments& a) {
   generate->add_option("--top-p", g.top_p, "sample among the likeliest tokens of this probability")
       ->capture_default_str();
   generate->add_option("--seed", g.seed, "of the samples")->capture_default_str();
-  generate->add_option("--dtype", a.generate_dtype, "fp32 or bf16 products")
+  generate->add_option("--dtype", a.generate_dtype, "fp32 or bf16 GEMMs")
       ->check(CLI::IsMember({"fp32", "bf16"}))
       ->capture_default_str();
   generate
@@ -130,7 +130,7 @@ void declare(CLI::App& app, Arguments& a) {
 
   app.add_subcommand("selftest",
                      "Each kernel of each backend present against its reference; status 3 if one "
-                     "is wrong. Under mpirun the sums over the ranks, each on its own device");
+                     "is wrong. Under mpirun the all-reduces too, each rank on its own device");
 
   CLI::App* tokenize =
       app.add_subcommand("tokenize", "One JSON string a line in, one JSON array of ids a line out");

@@ -148,7 +148,7 @@ TEST_F(Export, ShardsWithAnIndex) {
   EXPECT_EQ(last, bytes);
   EXPECT_EQ(total, bytes);
 
-  // The same model as in one file; a tensor larger than the limit has a file of its own.
+  // The merged model in one file; a tensor larger than the limit has a file of its own.
   export_merged(*base, adapter, scratch / "one", {});
   options.max_shard_bytes = 1;
   options.progress = nullptr;

@@ -44,7 +44,7 @@ TEST(Backends, ACheckpointOfOneContinuesOnTheOther) {
     ASSERT_EQ(done.status, 0) << done.text();
     EXPECT_EQ(lines_with(done.out, "resumed at step 4").size(), 1u) << done.out;
     EXPECT_EQ(lines_with(done.out, "backend " + second).size(), 1u) << done.out;
-    // fp32 products of both backends sum in other orders: 1e-7 a sum.
+    // The backends' fp32 GEMMs add up in different orders: 1e-7 a sum.
     EXPECT_LT(largest_difference(losses(whole.run, 8), losses(mixed.run, 8)), 1e-5) << first;
     // The adapter that one wrote, evaluated on the other.
     const auto evaluated = [&](const std::string& backend) {

@@ -17,7 +17,7 @@ struct BadCase {
   std::string where;  // CONFIG, MODEL and DIR stand for the scene's paths
   std::vector<std::string> parts;
   std::function<void(Scene&)> spoil;
-  std::vector<std::string> more = {};  // arguments; DIR as above
+  std::vector<std::string> more = {};  // arguments; DIR stands for the scene's path
   int ranks = 2;
   bool alone_too = true;
 };
@@ -50,7 +50,7 @@ TEST_P(BadInput, IsRefusedAloneAndOnRanks) {
     lines.push_back(expect_one_error(test::run(command), 2, resolved(scene, c.where), parts));
     EXPECT_EQ(difference(before, scene.tree()), std::vector<std::string>{});
   }
-  // The same words, however many ranks.
+  // However many ranks, the words are the same.
   EXPECT_EQ(lines.front(), lines.back());
 }
 

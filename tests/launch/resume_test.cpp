@@ -98,7 +98,7 @@ TEST(StopSignals, EndWithACheckpointAndTheRunContinuesAtOtherLayouts) {
     Process job(stopped.command(ranks, stopped.configured("train", tensor(degree, {"--resume"}))));
     ASSERT_TRUE(job.wait_until([&] { return stopped.steps_done() >= after; })) << job.wait().text();
     signal_ranks(job, ranks, signal);
-    // The same wish from two sides, as when a batch system signals mpirun and its ranks.
+    // One wish from two sides, as when a batch system signals mpirun and its ranks.
     if (job.running()) {
       for (const pid_t pid : job.find(kLorashard)) ::kill(pid, signal);
     }
@@ -165,7 +165,7 @@ TEST(Checkpoints, HalfWrittenAndDamagedOnesArePassedOverByName) {
   EXPECT_EQ(difference(before, damaged.tree()), std::vector<std::string>{});
 }
 
-// Settings that fix the mathematics of a run stay; whoever changes one is told which.
+// Settings that fix the mathematics of a run stay; an error names the one that changes.
 TEST(ResumeWithOtherSettings, IsRefusedAndChangesNothing) {
   const Scene scene;
   scene.train(0, {"--set", "train.steps=2"});

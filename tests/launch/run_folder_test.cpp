@@ -48,8 +48,8 @@ TEST(RunFolder, OfTwoThatBeginAtOnceOneGetsIt) {
   losses(scene.run, 8);
 }
 
-// A file that cannot be written whole: told by the name that the user knows, with what to do; the
-// checkpoint before it stays, nothing half-written does, and the run continues from there.
+// A file that cannot be written whole: reported by the name that the user knows, with what to do;
+// the checkpoint before it stays, nothing half-written does, and the run continues from there.
 TEST(RunFolder, WithoutRoomTheLastCheckpointStaysAndTheErrorSaysHowToGoOn) {
   const Scene whole, scene;
   const std::vector<std::string> every{"--set", "checkpoint.every=2",

@@ -153,9 +153,9 @@ inline std::vector<std::string> difference(const std::map<std::string, std::stri
   return names;
 }
 
-// The command ended by itself with this status and told one error, "error: WHERE: WHAT", with WHERE
-// as given, or something inside it ("FILE: TENSOR", "DIR/FILE"), and every one of `parts` in the
-// line. Returns the line.
+// The command ended by itself with this status and reported one error, "error: WHERE: WHAT", with
+// WHERE as given, or something inside it ("FILE: TENSOR", "DIR/FILE"), and every one of `parts` in
+// the line. Returns the line.
 inline std::string expect_one_error(const Outcome& done, int status, const std::string& where,
                                     const std::vector<std::string>& parts = {}) {
   EXPECT_FALSE(done.timed_out) << done.text();

@@ -231,7 +231,7 @@ TEST(StopSignals, WhoseCheckpointFailsEndWithTheJobsStatus) {
   expect_one_error(job.wait(), 3, (scene.run / "checkpoints").string());
 }
 
-// A fault in the middle of a product, on whichever thread: its handler has a stack of its own.
+// A fault in the middle of a GEMM, on whichever thread: its handler has a stack of its own.
 TEST(Faults, OfAModelThatIsCutShortAreTold) {
   for (const int ranks : {0, 2}) {
     const LargeRun scene(10000, 1);

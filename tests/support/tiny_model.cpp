@@ -55,7 +55,7 @@ TinyModel::Tensor random_tensor(const TensorSpec& spec, DType dtype, std::mt1993
   const bool gain = spec.vector && spec.name.find("norm") != std::string::npos;
   const float scale = spec.vector ? 0.1f : std::sqrt(3.0f / static_cast<float>(spec.cols));
   for (int64_t i = 0; i < spec.rows * spec.cols; ++i) {
-    // The same on every machine, unlike std::uniform_real_distribution.
+    // Equal on every machine, unlike std::uniform_real_distribution.
     const float unit = static_cast<float>(generator() >> 40) / static_cast<float>(1 << 23) - 1.0f;
     append(t, (gain ? 1.0f : 0.0f) + scale * unit);
   }

@@ -33,7 +33,7 @@ struct TinyModel {
     DType dtype;
     std::vector<int64_t> shape;
     std::vector<char> bytes;    // as in the file
-    std::vector<float> values;  // the same, exactly
+    std::vector<float> values;  // those of bytes, exactly
   };
   std::map<std::string, Tensor> tensors;
 };

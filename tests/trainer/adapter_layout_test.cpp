@@ -74,7 +74,7 @@ TEST(Factors, GoToModulesAndBack) {
   EXPECT_EQ(factors.read(factors.values()), flat);
 }
 
-// Address space of the process, or memory of the device that is taken.
+// Address space of the process, or allocated memory of the device.
 int64_t taken(const Stream& stream) {
   if (stream.backend() == Backend::CUDA) return -int64_t(stream.available_bytes());
   std::ifstream status("/proc/self/statm");

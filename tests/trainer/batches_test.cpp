@@ -74,7 +74,7 @@ TEST(Permuted, IsUniform) {
   EXPECT_LT(chi, 146);  // 89 degrees of freedom
 }
 
-// Sequence i is i, i, …, (1 + i % 5 tokens); the labels of the first token never count.
+// Sequence i is i, i, …, (1 + i % 5 tokens); the first token is always masked.
 class BatchesTest : public ::testing::Test {
  protected:
   BatchesTest() {

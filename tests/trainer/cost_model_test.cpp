@@ -21,7 +21,7 @@ namespace {
 
 struct Counts {
   std::map<std::string, int64_t> calls;                    // of each kernel
-  std::map<std::string, double> flops;                     // of each product
+  std::map<std::string, double> flops;                     // of each GEMM
   std::map<std::string, std::pair<int64_t, double>> sums;  // calls, bytes of this rank
 };
 
@@ -325,8 +325,8 @@ TEST(Scaling, OfTensorRanksDividesWorkAndBase) {
     EXPECT_NEAR(part.memory.base * ranks / one.memory.base, 1, 1e-3);  // norms are whole
     EXPECT_GT(part.exposed_seconds, 0);
     EXPECT_EQ(one.exposed_seconds, 0);
-    // Two sums forward and two backward for each layer and micro-batch, but for the lowest layer's
-    // last; every one of tokens x hidden in bf16.
+    // Two all-reduces forward and two backward for each layer and micro-batch, but for the lowest
+    // layer's last; every one of tokens x hidden in bf16.
     const int64_t layers = job.model.layers, micro = job.global_batch;
     const double payload = double(job.sequence * job.model.hidden_size * 2);
     for (const ReductionCost& r : part.reductions) {

@@ -1,4 +1,4 @@
-// What a training step asks of a CUDA device: on the simulator, which counts, no memory and one
+// What a training step asks of a CUDA device: on the simulator, which counts, no allocation and one
 // wait; on any device a micro-batch that runs as a CUDA graph.
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
@@ -40,7 +40,7 @@ void PrintTo(const Way& way, std::ostream* out) { *out << way.name; }
 class CudaStep : public testing::TestWithParam<Way> {};
 
 // Sequences of many lengths, two micro-batches a step. The run asks for a signal once a step,
-// between its gradients and their sum: from one such moment to the next is a step.
+// between its gradients and their all-reduce: from one such moment to the next is a step.
 TEST_P(CudaStep, TakesNoMemoryAndWaitsOnce) {
   const Way& way = GetParam();
   const TempDir out;
@@ -68,7 +68,7 @@ TEST_P(CudaStep, TakesNoMemoryAndWaitsOnce) {
     EXPECT_EQ(samples[i].allocations, samples[i - 1].allocations) << "step " << i + 1;
     EXPECT_EQ(samples[i].releases, samples[i - 1].releases) << "step " << i + 1;
     EXPECT_EQ(samples[i].pageable_copies, samples[i - 1].pageable_copies) << "step " << i + 1;
-    // Ranks that watch their sums ask again and again in their one wait.
+    // Ranks that watch their all-reduces ask again and again in their one wait.
     if (way.tensor == 1) {
       EXPECT_LE(samples[i].waits - samples[i - 1].waits, 1) << "step " << i + 1;
     }

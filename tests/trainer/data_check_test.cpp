@@ -136,7 +136,7 @@ TEST_F(DataCheck, RefusesAFileWithoutALabelAndOneThatChanges) {
                [&] { check(2, 1, [&] { write({R"({"text":"!!!!"})"}); }); });
 }
 
-// 14 lines in batches of 2, those of the third batch without a label: the step is counted and makes
+// 14 lines in batches of 2, those of the third batch all masked: the step is counted and makes
 // no update, as if it were not there, and a resume over it changes nothing.
 TEST(StepWithoutLabels, IsCountedAndSkipped) {
   const TempDir dir;

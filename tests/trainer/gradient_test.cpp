@@ -1,4 +1,4 @@
-// Gradients of the whole model against differences of its loss, and the step's reduction.
+// Gradients of the whole model against differences of its loss, and the step's all-reduce.
 #include <gtest/gtest.h>
 
 #include <cmath>

@@ -17,7 +17,7 @@ const char* const kCases[] = {
 
 class Parity : public testing::TestWithParam<const char*> {};
 
-// torch and we sum the same fp32 products in other orders: 1e-7 a sum, a few 1e-7 after eight
+// torch and we accumulate fp32 GEMMs in other orders: 1e-7 a sum, a few 1e-7 after eight
 // steps. The tolerance leaves a factor of ten for other processors; what the project promises is
 // 2e-4.
 TEST_P(Parity, LossesGradientNormsAndAdapterEqualPeft) {
@@ -70,8 +70,8 @@ TEST_P(Layouts, GiveTheSameLossesAndAdapters) {
 INSTANTIATE_TEST_SUITE_P(Cases, Layouts,
                          testing::Values("llama2", "qwen2", "qwen3", "llama_tied_bias"));
 
-// Two halves of a micro-batch in flight: the forward sums are the same row by row; only the
-// factors' gradients add up in another order. Dropout tells whether each half gets its own tokens'
+// Two halves of a micro-batch in flight: the forward pass is the same row by row; only the
+// factors' gradients add up in another order. Dropout shows whether each half gets its own tokens'
 // masks.
 TEST(Overlap, FollowsTheWholeMicroBatch) {
   const TempDir dir;

@@ -26,7 +26,7 @@ struct MicroBatch {
   std::vector<int32_t> offsets;    // (sequences + 1) where each sequence starts; the last is T
   std::vector<uint64_t> row_keys;  // (T) unique in the run: place of the line in the stream x 2^20
                                    // + place of the token in it
-  int64_t counted = 0;             // labels that are not -100
+  int64_t counted = 0;             // tokens whose label is not -100
 };
 
 // Where a run is in its stream: `step` begins at `place`, and the first epoch of the present data
@@ -50,7 +50,7 @@ class BatchStream {
   // Micro-batch m of step `step` (from 0, at least the position's). May be called from several
   // threads. Errors: as Dataset::get.
   MicroBatch micro_batch(int64_t step, int64_t m) const;
-  // All of them, where the counted labels of the step are needed first.
+  // All of them, where the unmasked tokens of the step are needed first.
   std::vector<MicroBatch> batch(int64_t step) const;
   // Sequence (line that is not blank, from 0) at a place of the stream.
   int64_t sequence_at(int64_t place) const;

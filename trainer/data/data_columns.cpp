@@ -12,7 +12,7 @@ namespace lorashard {
 namespace {
 
 // Columns that transformers, TRL or their collators read, and that say what a row is, which of its
-// tokens count, and how much.
+// tokens are masked, and how much each weighs.
 const std::set<std::string_view> kMeaningful = {
     // other formats
     "text", "prompt", "completion", "messages", "conversations", "tools", "chat_template",
@@ -22,7 +22,7 @@ const std::set<std::string_view> kMeaningful = {
     "input_ids", "labels", "label_ids", "attention_mask", "position_ids", "token_type_ids",
     "inputs_embeds", "decoder_input_ids", "seq_lengths", "seq_idx", "cu_seqlens", "cu_seq_lens",
     "cu_seq_lens_q", "cu_seq_lens_k",
-    // which tokens count, and how much
+    // which tokens are masked, and how much each weighs
     "completion_mask", "assistant_masks", "assistant_mask", "prompt_mask", "loss_mask", "weight",
     "weights", "loss_weight", "loss_weights", "sample_weight", "sample_weights",
     // what is not text

@@ -3,15 +3,13 @@
 //
 // Fields are those of TRL's SFTTrainer (RunConfig.Data.Format); what other fields of a line may be
 // is said in trainer/data/data_columns.h.
-//   TEXT               {"text"}; every token is a label.
+//   TEXT               {"text"}; every token is unmasked.
 //   PROMPT_COMPLETION  {"prompt","completion"}; both are tokenized as one text, and tokens that
-//   begin
-//                      in the prompt are no labels: one that spans the border counts to the prompt.
-//                      Special tokens before the completion count to the prompt, those behind it to
-//                      the completion.
-//   TOKENS             {"input_ids","labels","attention_mask","position_ids"}:
-//   trainer/data/token_row.h.
-// With append_eos, TEXT and PROMPT_COMPLETION end with the end-of-sequence token, a label too,
+//                      begin in the prompt, one that spans the border too, are masked. Special
+//                      tokens before the completion belong to the prompt, those behind it to the
+//                      completion.
+//   TOKENS             trainer/data/token_row.h
+// With append_eos, TEXT and PROMPT_COMPLETION end with the end-of-sequence token, unmasked too,
 // unless the ids end with it already.
 #pragma once
 
@@ -38,14 +36,14 @@ inline constexpr int32_t kIgnoredLabel = -100;
 struct Example {
   std::vector<int32_t> input_ids, labels;
   std::vector<int32_t> starts;  // where sequences behind the first begin: a row may hold several,
-                                // which do not see each other (TOKENS); no label counts there
+                                // which do not see each other (TOKENS); the token there is masked
   bool truncated = false;       // it had more than seq_len tokens
   bool spans_border = false;    // a token is part of both prompt and completion
   bool bos_twice = false;       // the text begins with the token that the tokenizer puts before it
   ColumnNames other_columns;    // that no format reads
 };
 
-// Labels that count: those that are not -100 and have a token before them in their sequence.
+// Unmasked tokens: those whose label is not -100, with a token before them in their sequence.
 int64_t count_unmasked(const Example& example);
 
 struct DatasetOptions {

@@ -119,7 +119,7 @@ size_t JsonlIndex::read(uint64_t offset, char* to, size_t bytes) const {
 
 JsonlIndex::Found JsonlIndex::find(int64_t i) const {
   uint64_t at = starts_[i / kStride];
-  int64_t left = i % kStride;  // lines to pass over
+  int64_t left = i % kStride;  // lines to skip
   Found found{at, ""};
   bool blank = true;
   char block[kReadBlock];

@@ -1,4 +1,4 @@
-// What is wrong with a line of a data file, without the place, which takes a pass over the file to
+// What is wrong with a line of a data file, without the place, which takes reading the file to
 // find: Dataset adds it.
 #pragma once
 

@@ -1,12 +1,11 @@
 // A line of format TOKENS: {"input_ids", "labels", "attention_mask", "position_ids"}, the last
 // three optional, all as long as input_ids and aligned with it as in Hugging Face.
-//   labels          -100 does not count; absent: every token is a label.
+//   labels          -100: masked; absent: every token is unmasked.
 //   attention_mask  0 or 1; 0: there is no token, wherever it stands. It is dropped with its label.
 //   position_ids    count up by one; 0 behind another token begins a new sequence, which does not
-//   see
-//                   those before it. A first token may also have its place in the row (what stands
-//                   before it is padding: attention knows distances only). Any other order is an
-//                   error. Under mask 0 they mean nothing.
+//                   see those before it. A first token may also have its place in the row (what
+//                   stands before it is padding: attention knows distances only). Any other order
+//                   is an error. Under mask 0 they mean nothing.
 #pragma once
 
 #include <cstdint>

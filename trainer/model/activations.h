@@ -1,5 +1,5 @@
-// All memory that a pass over the model works in, planned before the first step: one arena, laid
-// out once, nothing allocated in a step.
+// All memory that forward and backward passes work in, planned before the first step: one arena,
+// laid out once, nothing allocated in a step.
 #pragma once
 
 #include <functional>
@@ -27,6 +27,7 @@ class Arena {
   size_t next_ = 0, used_ = 0;
 };
 
+// What the backward pass recomputes (activation checkpointing).
 enum class Recompute : uint8_t { Auto, None, Mlp, Full };
 
 // Of the adapted layers and those between, from the top: how many keep everything, and how many of
@@ -56,8 +57,8 @@ struct ActivationDims {
 struct Activations {
   std::vector<BlockActivations> blocks;  // per layer from first_layer; what is not kept is shared
   std::vector<Keep> keep;                // per layer from first_layer
-  // x_in and x_mid of each layer from first_layer, then x_out of the last: 2 n + 1. All the same
-  // matrix in a forward-only plan.
+  // x_in and x_mid of each layer from first_layer, then x_out of the last: 2 n + 1. One matrix
+  // throughout in a forward-only plan.
   std::vector<Matrix> residual;
   Matrix dx;
   BlockScratch scratch;
@@ -65,7 +66,7 @@ struct Activations {
   size_t shared_at = 0;  // from this mark on nothing is in use between forward and backward
 };
 
-// Lays everything out in `arena`. Ranks of adapted groups come from the weights.
+// Lays everything out in `arena`. lora_rank of each group comes from the weights.
 Activations plan_activations(Arena& arena, const ActivationDims& dims,
                              const std::vector<BlockWeights>& blocks);
 

@@ -1,11 +1,11 @@
 // One transformer layer on one tensor-parallel rank, forward and backward:
 //
-//   x_mid = x_in + sum over ranks of o(attention(rope(qkv(norm(x_in)))))
-//   x_out = x_mid + sum over ranks of down(act(gate(norm(x_mid))) * up(norm(x_mid)))
+//   x_mid = x_in + all-reduce of o(attention(rope(qkv(norm(x_in)))))
+//   x_out = x_mid + all-reduce of down(act(gate(norm(x_mid))) * up(norm(x_mid)))
 //
 // A block is two sublayers, attention and MLP, each a tensor-parallel region
 // (parallel/tensor_region.h): one all-reduce forward and one backward. LoRA's parts ride along:
-// their partial outputs lie in the same all-reduce, and their gradients wait for the optimizer
+// their partial outputs lie in that all-reduce, and their gradients wait for the optimizer
 // step. x_in and x_mid are kept for backward; everything else of the layer can be rebuilt from them
 // without a collective.
 #pragma once
@@ -64,7 +64,7 @@ struct BlockScratch {
   }
 };
 
-// What stays the same for all layers of one pass.
+// What all layers of one forward or backward pass share.
 struct BlockContext {
   LinearContext linear;
   const ModelConfig& config;

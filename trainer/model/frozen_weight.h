@@ -1,5 +1,5 @@
 // A frozen weight as it is stored, and what a model does with it. Callers know its logical shape
-// (N,K) alone: how the numbers lie in memory is known here.
+// (N,K) alone: how the values lie in memory is known here.
 #pragma once
 
 #include "kernels/stream.h"

@@ -19,7 +19,7 @@ struct LayerPart {
   ReduceTicket reduce = 0;  // of context.scratch.delta
 };
 
-// Names of a sublayer's two passes, in traces of collectives and in profiles.
+// Names of a sublayer's forward and backward passes, in traces of collectives and in profiles.
 struct SublayerLabels {
   std::string forward, backward;  // "layer.3.mlp.forward"
 };

@@ -24,7 +24,7 @@ struct LinearContext {
   Matrix t;  // (T, >= lora_rank) F32 scratch
 };
 
-// Where a forward pass has u = dropout(x) A^T from: computed, or kept from an earlier pass over the
+// Where a forward pass has u = dropout(x) A^T from: computed, or kept from an earlier one over the
 // same x (activation checkpointing keeps it, because it costs a read of all of x).
 enum class DownProjection : uint8_t { Compute, Keep };
 

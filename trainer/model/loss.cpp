@@ -16,7 +16,7 @@ namespace {
 
 // Logits of a chunk take at most this much memory on a rank; it is memory that the layers work in
 // before and after. Every chunk reads and packs the whole head, so few rows cost time: 170 rows run
-// at 0.7 of the products' rate, 340 at 0.85.
+// at 0.7 of the GEMMs' rate, 340 at 0.85.
 constexpr int64_t kLogitsBytes = int64_t{64} << 20;
 constexpr int64_t kMaxChunkRows = 1024;
 
@@ -86,8 +86,8 @@ void LossHead::forward_backward(ConstMatrix x, Matrix dx) {
     const Matrix logits = at_.logits.row_range(0, n);
     const int32_t* chunk_labels = staged_labels_ + begin;
     frozen_forward(stream_, logits, normed.row_range(begin, n), weights_.head);
-    // Each rank's statistics in its own slot, zero elsewhere: the sum is a gather that also works
-    // on device memory.
+    // Each rank's statistics in its own slot, zero elsewhere: the all-reduce is a gather that also
+    // works on device memory.
     const Matrix all = at_.stats.row_range(0, n * tensor_.size());
     if (tensor_.size() > 1) fill_zero(stream_, all);
     cross_entropy_stats(stream_, all.row_range(n * tensor_.rank(), n), logits, chunk_labels,

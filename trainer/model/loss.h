@@ -1,4 +1,4 @@
-// Final norm, output head and cross entropy, vocabulary-parallel: only rows whose label counts are
+// Final norm, output head and cross entropy, vocabulary-parallel: only unmasked rows are
 // computed, in chunks, and no rank ever holds the full logits.
 #pragma once
 
@@ -37,12 +37,12 @@ class LossHead {
   LossHead(Stream& stream, const ModelConfig& config, const ModelWeights& weights,
            Communicator& tensor, int64_t max_tokens, DType activation_type);
 
-  // Takes the memory that the calls below work in. To be called before them.
+  // Allocates what the calls below work in. To be called before them.
   void plan(Arena& arena) { at_ = plan_loss(arena, dims_); }
-  // Brings the labels of a micro-batch to the device: T entries in host memory, -100 not counted.
+  // Brings the labels of a micro-batch to the device: T entries in host memory, -100 masked.
   void stage(std::span<const int32_t> labels);
-  // Adds the sum over counted rows of -log p(label), formed in double, to *sum(). Unless dx(T,H) is
-  // empty it gets the gradient of that sum for x(T,H), the same on every rank.
+  // Adds the sum over unmasked rows of -log p(label), formed in double, to *sum(). Unless dx(T,H)
+  // is empty it gets the gradient of that sum for x(T,H), the same on every rank.
   void forward_backward(ConstMatrix x, Matrix dx);
   // Where the losses add up, on the stream's device.
   double* sum() const { return sum_.as<double>(); }

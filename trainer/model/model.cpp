@@ -181,7 +181,7 @@ LayerPart Model::part(int64_t first_row, int64_t tokens, const Sequences& sequen
   return {first_row, tokens, c, 0};
 }
 
-// The micro-batch as the layers see it: one part, or two when their sums are to overlap.
+// The micro-batch as the layers see it: one part, or two when their all-reduces are to overlap.
 std::vector<LayerPart> Model::stage_parts(const MicroBatch& batch, bool training) {
   const int32_t* positions = positions_.put(batch.positions);
   DropoutState dropout;
@@ -285,7 +285,7 @@ void Model::decode(DecodeState& state, std::span<const int32_t> tokens, std::spa
     forward_layers(stack(), {&whole, 1}, &state.caches);
     state.position += n;
     if (!tokens.empty()) continue;
-    // Each rank's slice in its place, zero elsewhere; the sum is the whole row.
+    // Each rank's slice in its place, zero elsewhere; all-reduced, it is the whole row.
     fill_zero(stream_, all);
     loss_.logits(activations_.residual.back(), n - 1,
                  all.col_range(weights_.vocabulary.begin, weights_.vocabulary.size()));

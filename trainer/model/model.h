@@ -18,7 +18,7 @@ struct ModelOptions {
   int64_t max_positions = 0;  // of one sequence
   Recompute recompute = Recompute::Auto;
   size_t memory_budget = 0;  // bytes for activations that Auto may fill; 0: no limit
-  bool overlap = false;      // sums of one half of a micro-batch beside the other half's work
+  bool overlap = false;  // all-reduces of one half of a micro-batch beside the other half's work
   float dropout = 0;
   uint64_t seed = 0;
 };
@@ -37,18 +37,18 @@ class Model {
   Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, Factors* factors,
         float* gradients, Communicator& tensor, const ModelOptions& options);
 
-  // Adds the gradient of the sum of the micro-batch's counted losses to the flat gradients, and
-  // that sum to loss_sum(). Enqueued: nothing waits. REQUIRES: factors, gradients.
+  // Adds the gradient of the sum of losses over the micro-batch's unmasked tokens to the flat
+  // gradients, and that sum to loss_sum(). Enqueued: nothing waits. REQUIRES: factors, gradients.
   void forward_backward(const MicroBatch& batch);
-  // The same in two parts. The first brings the micro-batch to the device; the second does no more
-  // than enqueue kernels and sums, all with the addresses and shapes of what was staged, so that it
-  // can be captured in a CUDA graph and launched again for micro-batches of the same shape.
+  // forward_backward in two parts. The first brings the micro-batch to the device; the second does
+  // no more than enqueue kernels and all-reduces, with the addresses and shapes of what was staged,
+  // so that it can be captured in a CUDA graph and launched again for micro-batches of that shape.
   void stage(const MicroBatch& batch);
   void forward_backward_staged();
   // Sum of the losses since clear_loss(), one double on the stream's device.
   const double* loss_sum() const { return loss_.sum(); }
   void clear_loss();
-  // The sum of the counted losses alone, without dropout.
+  // The sum of losses over unmasked tokens alone, without dropout.
   double evaluate(const MicroBatch& batch);
 
   // Other factors (null: the base alone) on the same loaded base. REQUIRES: no gradients.
@@ -60,14 +60,15 @@ class Model {
 
   // Which attention runs for micro-batches of full sequences, and why.
   std::string attention_choice() const;
-  // Layers that compute everything again, and those that only do their gate and up products.
+  // Activation checkpointing: layers that recompute everything, and those that recompute the gate
+  // and up GEMMs only.
   int64_t recomputed_layers() const {
     return dims_.layers - dims_.first_layer - dims_.kept.all - dims_.kept.attention;
   }
   int64_t recomputed_mlps() const { return dims_.kept.attention; }
   int64_t first_layer() const { return dims_.first_layer; }
-  // Bytes of all that passes work in, and of what the layers alone need of it; the rest is the
-  // loss's, beyond the memory that it shares with them.
+  // Bytes of all that forward and backward work in, and of what the layers alone need of it; the
+  // rest is the loss's, beyond the memory that it shares with them.
   size_t activation_bytes() const { return memory_.bytes(); }
   size_t layer_bytes() const { return layer_bytes_; }
 

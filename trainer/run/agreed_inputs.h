@@ -1,5 +1,5 @@
 // All ranks start from the same inputs, each from the files that it sees itself: a stale copy on
-// one host would otherwise train on, with wrong numbers, or wait for ranks that do other steps.
+// one host would otherwise train on, with wrong results, or wait for ranks that do other steps.
 #pragma once
 
 #include <string>

@@ -35,7 +35,7 @@ DeviceChoice choose_device(RunConfig::Compute::Backend::Value wanted, const std:
 // The choice and its reason for the log: "backend CPU, since no CUDA device answers here".
 std::string backend_line(const DeviceChoice& choice, int ranks);
 
-// Stream and communicator. On CUDA sums run over NCCL. Collective.
+// Stream and communicator. On CUDA all-reduces run over NCCL. Collective.
 class Compute {
  public:
   Compute(const Ranks& ranks, const DeviceChoice& choice, int threads);
@@ -52,8 +52,8 @@ class Compute {
 // Unlike getrusage's figure it begins anew when a program is started by another.
 double peak_rss_mib();
 
-// Bytes of activations that `recompute: AUTO` may fill: 60 % of what the host has available, shared
-// among its ranks, or 90 % of what the device has.
+// Bytes of activations that activation checkpointing (`recompute: AUTO`) may fill: 60 % of what the
+// host has available, shared among its ranks, or 90 % of what the device has.
 size_t activation_budget(const Stream& stream, int host_ranks);
 
 }  // namespace lorashard

@@ -1,5 +1,5 @@
-// What a long job tells: plain lines, and a progress bar below them when stdout is a terminal. Only
-// the rank that has `enabled` prints.
+// What a long job reports: plain lines, and a progress bar below them when stdout is a terminal.
+// Only the rank that has `enabled` prints.
 #pragma once
 
 #include <chrono>

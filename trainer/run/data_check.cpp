@@ -25,7 +25,7 @@ namespace {
 struct Findings {
   int64_t sequences = 0;
   int64_t truncated = 0, first_truncated = -1;    // cut to data.seq_len
-  int64_t unlabelled = 0, first_unlabelled = -1;  // no label counts
+  int64_t unlabelled = 0, first_unlabelled = -1;  // no unmasked token
   int64_t emptied = 0;                            // the unlabelled among the truncated
   int64_t spanning = 0;                           // a token is part of prompt and completion
   int64_t bos_twice = 0, first_bos_twice = -1;    // the text begins with what is put before it
@@ -105,7 +105,7 @@ void scan(const Dataset& data, int64_t begin, int64_t end, int threads, Findings
   if (failure) std::rethrow_exception(failure);
 }
 
-// Tells how far a long check has come: by the bar on a terminal, else by a line now and then.
+// Reports how far a long check has come: by the bar on a terminal, else by a line now and then.
 class CheckProgress {
  public:
   CheckProgress(Console& console, const std::string& path, int64_t total)

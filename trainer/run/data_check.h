@@ -14,10 +14,10 @@
 namespace lorashard {
 
 // Reads every sequence of `data` once, shared out over the ranks and `threads` threads of each.
-// Returns, where the console is, notes on how many were cut, how many have no label left, and where
-// the first of them stands; the console shows the progress of a long check.
-// Errors (status 2, the same on all ranks): that of the lowest line that Dataset::get refuses; no
-// label in any sequence; the file was changed meanwhile.
+// Returns, where the console is, notes on how many were cut, how many have no unmasked token left,
+// and where the first of them stands; the console shows the progress of a long check. Errors
+// (status 2, the same on all ranks): that of the lowest line that Dataset::get refuses; no unmasked
+// token in any sequence; the file was changed meanwhile.
 //
 // What a file holds is remembered beside its digest in the user's cache folder, for as long as the
 // file, the tokenizer, the settings of the data and the program stay as they are: a large file is

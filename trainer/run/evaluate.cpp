@@ -22,7 +22,7 @@ EvalSum evaluate_loss(Model& model, std::shared_ptr<const Dataset> data, const s
                       int64_t micro_batch, const Mesh& mesh,
                       const std::function<int()>& stop_signal) {
   const EvalBatches batches(data, micro_batch, mesh.dp_rank, mesh.dp_size);
-  // Loss, unmasked labels; ranks whose group left by SIGINT, by SIGTERM.
+  // Loss, unmasked tokens; ranks whose group left by SIGINT, by SIGTERM.
   double sums[4] = {0, 0, 0, 0};
   for (int64_t m = 0; m < batches.micro_batches(); ++m) {
     if (stop_signal) {
@@ -37,7 +37,7 @@ EvalSum evaluate_loss(Model& model, std::shared_ptr<const Dataset> data, const s
     sums[0] += loss;
     sums[1] += double(batch.counted);
   }
-  Stream host(1);  // the sums lie in host memory
+  Stream host(1);  // for an all-reduce of host memory
   mesh.world->all_reduce_sum(host, matrix(sums, 1, 4, DType::F64), "eval_loss");
   if (sums[2] + sums[3] > 0) return {.stop_signal = sums[3] > 0 ? SIGTERM : SIGINT};
   if (sums[1] == 0) {

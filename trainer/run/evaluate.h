@@ -1,4 +1,4 @@
-// Evaluation: the mean loss over all counted labels of a file.
+// Evaluation: the mean loss over all unmasked tokens of a file.
 #pragma once
 
 #include <functional>
@@ -11,12 +11,12 @@ namespace lorashard {
 struct EvalSum {
   double loss_sum = 0;
   int64_t counted = 0, sequences = 0;
-  int stop_signal = 0;  // that ended it on some rank: the sums are none
+  int stop_signal = 0;  // that ended it on some rank: there is no loss then
   double mean() const { return loss_sum / double(counted); }
 };
 
-// Over the whole data set, shared out over the data-parallel ranks. Error (status 2) if no label
-// counts. Given `stop_signal`, which returns SIGINT, SIGTERM or 0, it is asked before each
+// Over the whole data set, shared out over the data-parallel ranks. Error (status 2) if no token
+// is unmasked. Given `stop_signal`, which returns SIGINT, SIGTERM or 0, it is asked before each
 // micro-batch. Collective over mesh.world.
 EvalSum evaluate_loss(Model& model, std::shared_ptr<const Dataset> data, const std::string& path,
                       int64_t micro_batch, const Mesh& mesh,

@@ -1,7 +1,7 @@
 // The optimizer step: one all-reduce of the flat gradient with the step's message behind it, then
 // clipping by global norm and AdamW on the flat buffers. Every rank does the same arithmetic on the
-// same sums, so replicas stay identical. Values are Factors', all else is TrainingBuffers'; nothing
-// is allocated here.
+// same values, so replicas stay identical. Values are Factors', all else is TrainingBuffers';
+// nothing is allocated here.
 #pragma once
 
 #include <cstdint>
@@ -12,14 +12,14 @@
 
 namespace lorashard {
 
-// What a step's all-reduce gives: the sums over the world, the same on all ranks.
+// What a step's all-reduce gives: sums over the world, equal on all ranks.
 struct StepSums : StepMessage {
-  double gradient_squares = 0;  // sum of squares of the summed gradient
+  double gradient_squares = 0;  // sum of squares of the all-reduced gradient
 };
 
-// The one collective of a step: sums gradients and messages over the world. `loss_sum` (one double
-// on the stream's device, or null) is this rank's loss. The only place of a step where the host
-// waits for the device.
+// The one collective of a step: all-reduces gradients and messages over the world. `loss_sum` (one
+// double on the stream's device, or null) is this rank's loss. The only place of a step where the
+// host waits for the device.
 StepSums reduce_step(Stream& stream, TrainingBuffers& buffers, Communicator& world,
                      const StepMessage& mine, const double* loss_sum = nullptr);
 
@@ -28,7 +28,7 @@ struct OptimizerSettings {
   double max_grad_norm;  // 0: no clipping
 };
 
-// Norm of the mean gradient (the summed gradient over the unmasked tokens), before clipping.
+// Norm of the mean gradient (the all-reduced one over the unmasked tokens), before clipping.
 double gradient_norm(const StepSums& sum);
 
 // Clips as torch.nn.utils.clip_grad_norm_ and updates the factors. `step` counts from 1.

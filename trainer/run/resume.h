@@ -16,7 +16,7 @@ namespace lorashard {
 struct ResumedRun {
   bool found = false;
   bool finished = false;  // all its steps are made and RUN/adapter is there: nothing loaded
-  std::vector<std::string> notes;  // damaged checkpoints that were passed over, changed settings
+  std::vector<std::string> notes;  // damaged checkpoints that were skipped, changed settings
 };
 
 // Digest of the settings that say which data each step sees.
@@ -33,7 +33,7 @@ ResumedRun load_run(const fs::path& run_dir, const ModelConfig& model, Factors& 
                     TrainingBuffers& buffers, TrainingCounters& counters, const Config& config,
                     bool accept_changes);
 
-// Hands what rank 0 loaded to all. Collective.
+// Broadcasts what rank 0 loaded. Collective.
 void share_run(ResumedRun& resumed, Factors& factors, TrainingBuffers& buffers,
                TrainingCounters& counters, Communicator& world);
 

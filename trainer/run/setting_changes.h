@@ -11,7 +11,7 @@ namespace lorashard {
 
 // "PATH: VALUE" of every setting that decides what a run computes, but for those that something
 // else stands for: the base and the training file (their digests) and the factors (their shapes).
-// Left out is what a run may change at any time without effect on its numbers, but for rounding:
+// Left out is what a run may change at any time without effect on its results, but for rounding:
 // layout, micro-batch, threads, intervals, folders.
 std::vector<std::string> recorded_settings(const RunConfig& run);
 

@@ -1,5 +1,5 @@
-// What the ranks tell each other in a step besides gradients: floats behind the gradients, so that
-// one all-reduce carries both. Each rank encodes its own; the sum of all decodes to the world's.
+// What the ranks send each other in a step besides gradients: floats behind the gradients, so that
+// one all-reduce carries both. Each rank encodes its own; their sum decodes to the world's.
 #pragma once
 
 #include <cstdint>

@@ -33,7 +33,7 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// Every rank has the same sums here, so every rank throws alike.
+// Every rank has the same all-reduced values here, so every rank throws alike.
 void check_step(const StepSums& sum, double norm, int64_t step) {
   if (std::isfinite(sum.loss_sum) && std::isfinite(norm)) return;
   fail_on_all_ranks(kExitFailure, fmt::format("step {}", step),
@@ -216,7 +216,7 @@ void Trainer::make_model() {
 }
 
 // Forward and backward over this rank's micro-batches of the step. A tensor-parallel group that
-// gets a stop signal in a long step leaves it; the step's reduction tells the others.
+// gets a stop signal in a long step leaves it; the step's all-reduce reports that to the others.
 StepMessage Trainer::accumulate_gradients() {
   const auto start = std::chrono::steady_clock::now();
   StepMessage mine;
@@ -243,8 +243,9 @@ StepMessage Trainer::accumulate_gradients() {
   return mine;
 }
 
-// Clips, updates, and counts the step. A batch without a label has no gradient: factors and moments
-// stay, and AdamW's own count of updates too; schedule and data go on as after any step.
+// Clips, updates, and counts the step. A batch without an unmasked token has no gradient: factors
+// and moments stay, and AdamW's own count of updates too; schedule and data go on as after any
+// step.
 StepMetrics Trainer::optimizer_step(const StepSums& sum) {
   const int64_t step = counters_.step;
   const double norm = gradient_norm(sum);

@@ -14,7 +14,7 @@ struct TrainOptions {
   bool accept_changes = false;
   // Where to write what each rank did when, in Chrome's trace format; empty: nowhere.
   std::string profile;
-  // Called before the reduction that ends this run's first step: as soon as one rank has left it
+  // Called before the all-reduce that ends this run's first step: as soon as one rank has left it
   // there is something to save.
   std::function<void()> first_step_ends = [] {};
   // The signal that asks for an end (SIGINT, SIGTERM), or 0. Looked at at the end of each step.

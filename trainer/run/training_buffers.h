@@ -36,8 +36,8 @@ class TrainingBuffers {
     return matrix(gradients(), 1, size_ + message_floats_, DType::F32);
   }
   // Behind the message, 8-byte aligned, and in one copy to the host with it: the sum of the squares
-  // of the summed gradient. The copy is of floats_to_host() from message() on, its last two floats
-  // this double.
+  // of the all-reduced gradient. The copy is of floats_to_host() from message() on, its last two
+  // floats this double.
   double* squares() const { return reinterpret_cast<double*>(gradients() + squares_offset()); }
   int64_t floats_to_host() const { return squares_offset() + 2 - size_; }
 

@@ -33,8 +33,8 @@ class Tokenizer {
   // Thread-safe. Errors: status 2 when `text` is no valid UTF-8, naming the byte (from 0).
   std::vector<int32_t> encode(std::string_view text, bool add_special_tokens = true) const;
 
-  // The same ids, and for each of them where in `text` it comes from (what the library's offsets
-  // are with trim_offsets off). Slower: for texts with a place that matters. Thread-safe.
+  // The ids of encode, and for each of them where in `text` it comes from (what the library's
+  // offsets are with trim_offsets off). Slower: for texts with a place that matters. Thread-safe.
   std::vector<int32_t> encode(std::string_view text, bool add_special_tokens,
                               std::vector<TextSpan>& spans) const;
   // The special tokens that encode puts before a text.
@@ -52,7 +52,7 @@ class Tokenizer {
   std::string id_to_token(int32_t id) const;  // "" when no token has the id
   bool has_id(int32_t id) const;
 
-  // The same tokenizer splitting by regular expressions only, without the hand-written splitters;
+  // This tokenizer splitting by regular expressions only, without the hand-written splitters;
   // for tests.
   static std::shared_ptr<const Tokenizer> from_directory_regex_only(
       const std::filesystem::path& directory);
