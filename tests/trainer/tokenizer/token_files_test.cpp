@@ -4,7 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "tests/trainer/data/tokenizer/golden.h"
+#include "tests/trainer/tokenizer/golden.h"
 #include "trainer/data/tokenizer/tokenizer.h"
 
 namespace lorashard {

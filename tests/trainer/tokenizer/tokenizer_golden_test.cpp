@@ -6,7 +6,7 @@
 #include <random>
 #include <thread>
 
-#include "tests/trainer/data/tokenizer/golden.h"
+#include "tests/trainer/tokenizer/golden.h"
 #include "trainer/data/tokenizer/tokenizer.h"
 
 namespace lorashard {

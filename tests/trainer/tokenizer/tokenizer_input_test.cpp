@@ -6,7 +6,7 @@
 #include <sstream>
 
 #include "configs/error.h"
-#include "tests/trainer/data/tokenizer/golden.h"
+#include "tests/trainer/tokenizer/golden.h"
 #include "trainer/data/tokenizer/regex.h"
 #include "trainer/data/tokenizer/tokenizer.h"
 #include "trainer/data/tokenizer/unicode.h"
