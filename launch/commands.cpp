@@ -74,8 +74,8 @@ int export_command(const ExportCommandOptions& options, const Ranks& ranks) {
   o.base_digest = base->digest(ranks.world);
   check_adapter_base(adapter, options.adapter, o.base_digest);
   Console console(true);
-  tell_notes(console, base->notes());
-  tell_notes(console, adapter_base_notes(adapter, options.adapter, *base));
+  report_notes(console, base->notes());
+  report_notes(console, adapter_base_notes(adapter, options.adapter, *base));
   if (options.format == "peft") {
     name_targets(adapter.config, modules, modules_with_factors(adapter, modules));
     export_peft(adapter, options.out);

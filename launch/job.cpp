@@ -22,7 +22,7 @@ namespace {
 // MPI runs: its memory says which rank of a host speaks.
 std::atomic<bool> mpi_is_up = false;
 
-void tell(const char* what) {
+void report(const char* what) {
   std::fflush(stdout);
   std::fprintf(stderr, "error: %s\n", what);
   std::fflush(stderr);
@@ -31,12 +31,12 @@ void tell(const char* what) {
 // This rank alone met the error. Ranks of a tensor-parallel group often meet one error in the same
 // moment (a broken line of data): the first of a host reports it, and ends the others while they
 // wait; between hosts the lower rank is given time to.
-[[noreturn]] void tell_and_abort(Communicator& world, const char* what, int status) {
+[[noreturn]] void report_and_abort(Communicator& world, const char* what, int status) {
   constexpr auto kStagger = std::chrono::milliseconds(250);
   constexpr int kMostTurns = 12;  // 3 s: well inside the 10 s in which the job must end
   std::this_thread::sleep_for(kStagger * std::min(world.rank(), kMostTurns));
   if (first_of_host_to_ask()) {
-    tell(what);
+    report(what);
   } else {
     std::this_thread::sleep_for(std::chrono::seconds(3));
   }
@@ -77,8 +77,8 @@ const char* name_of(int signal) { return signal == SIGINT ? "SIGINT" : "SIGTERM"
 
 int run_body(Communicator& world, HostRank host, const std::function<int(const Ranks&)>& body) {
   const auto failed = [&](const char* what, int status, bool on_all_ranks) {
-    if (world.size() > 1 && !on_all_ranks) tell_and_abort(world, what, status);
-    if (world.rank() == 0) tell(what);
+    if (world.size() > 1 && !on_all_ranks) report_and_abort(world, what, status);
+    if (world.rank() == 0) report(what);
     return status;
   };
   try {
@@ -107,7 +107,7 @@ int run_job(int* argc, char*** argv, bool with_mpi, const std::function<int(cons
   // True where this process is no rank of the job that the launcher started; one task says so.
   const auto refuse = [&](int world_size, const std::string& mpi) {
     const auto mismatch = launcher_mismatch(claims, world_size, mpi);
-    if (mismatch && !is_extra_rank()) tell(("launcher: " + *mismatch).c_str());
+    if (mismatch && !is_extra_rank()) report(("launcher: " + *mismatch).c_str());
     return mismatch.has_value();
   };
   if (!with_mpi || !started_by_mpi_launcher()) {
@@ -123,7 +123,7 @@ int run_job(int* argc, char*** argv, bool with_mpi, const std::function<int(cons
     const auto world = make_world_communicator();
     return run_body(*world, host_rank(), body);
   } catch (const Error& e) {
-    tell(e.what());
+    report(e.what());
     return e.exit_status;
   }
 }

@@ -94,13 +94,13 @@ TEST_F(Profile, ARateIsWorkByTime) {
   ASSERT_EQ(done.status, 0) << done.text();
   events_ = json::parse(read_file(file));
   for (int r = 0; r < kRanks; ++r) {
-    size_t products = 0, sums = 0;
+    size_t gemms = 0, all_reduces = 0;
     for (const auto& [category, all] : spans_of(r)) {
       const char* work = category == kernel_ ? "flops" : "bytes";
       for (const json& e : all) {
         const std::string name = e.at("name");
-        if (name.starts_with("matmul")) ++products;
-        if (name == "lora_gradient") ++sums;
+        if (name.starts_with("matmul")) ++gemms;
+        if (name == "lora_gradient") ++all_reduces;
         if (!e.contains("args")) {
           EXPECT_FALSE(name.starts_with("matmul") || name == "lora_gradient") << e;
           continue;
@@ -115,8 +115,8 @@ TEST_F(Profile, ARateIsWorkByTime) {
         }
       }
     }
-    EXPECT_GT(products, 0u);
-    EXPECT_EQ(sums, size_t(kSteps));
+    EXPECT_GT(gemms, 0u);
+    EXPECT_EQ(all_reduces, size_t(kSteps));
   }
 }
 

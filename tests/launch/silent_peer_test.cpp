@@ -27,8 +27,8 @@ TEST(SilentPeer, ThatIsStoppedEndsTheJobAndEveryOtherRankSaysSo) {
   EXPECT_EQ(lines.size(), 2u) << done.text();
   for (const std::string& line : lines) {
     const bool on_cuda = std::getenv("LORASHARD_TEST_BACKEND") != nullptr;
-    const std::string sum = on_cuda ? " s in ncclAllReduce \"" : " s in all_reduce \"";
-    EXPECT_NE(line.find(sum), std::string::npos) << line;
+    const std::string all_reduce = on_cuda ? " s in ncclAllReduce \"" : " s in all_reduce \"";
+    EXPECT_NE(line.find(all_reduce), std::string::npos) << line;
     EXPECT_NE(line.find("\" of step "), std::string::npos) << line;
     EXPECT_TRUE(line.starts_with("error: rank ")) << line;
   }

@@ -118,7 +118,7 @@ TEST_F(BatchesTest, SequencesLieEndToEndWithShiftedLabels) {
   EXPECT_THAT(b.labels, ElementsAre(-100, 9, -100, -100, 2, -100));
   EXPECT_THAT(b.positions, ElementsAre(0, 1, 2, 0, 0, 1));
   EXPECT_THAT(b.offsets, ElementsAre(0, 3, 4, 6));
-  EXPECT_EQ(b.counted, 2);
+  EXPECT_EQ(b.unmasked, 2);
   const uint64_t unit = 1 << 20;
   EXPECT_THAT(b.row_keys,
               ElementsAre(3 * unit, 3 * unit + 1, 3 * unit + 2, 4 * unit, 5 * unit, 5 * unit + 1));

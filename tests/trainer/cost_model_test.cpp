@@ -20,9 +20,9 @@ namespace {
 // ---- a traced step of the real trainer, and its record
 
 struct Counts {
-  std::map<std::string, int64_t> calls;                    // of each kernel
-  std::map<std::string, double> flops;                     // of each GEMM
-  std::map<std::string, std::pair<int64_t, double>> sums;  // calls, bytes of this rank
+  std::map<std::string, int64_t> calls;                           // of each kernel
+  std::map<std::string, double> flops;                            // of each GEMM
+  std::map<std::string, std::pair<int64_t, double>> all_reduces;  // calls, bytes of this rank
 };
 
 struct Scene {
@@ -42,23 +42,23 @@ std::string purpose(const std::string& label) {
   return label.substr(label.find('.', 6) + 1);
 }
 
-// Sequences of these lengths, the first `counted` tokens unmasked that can be.
-MicroBatch batch_of(const std::vector<int64_t>& lengths, int64_t counted, int64_t vocab) {
+// Sequences of these lengths; the first tokens that can be are unmasked, `unmasked` of them.
+MicroBatch batch_of(const std::vector<int64_t>& lengths, int64_t unmasked, int64_t vocab) {
   MicroBatch batch;
   batch.offsets = {0};
-  int64_t left = counted;
+  int64_t left = unmasked;
   for (const int64_t length : lengths) {
     for (int64_t t = 0; t < length; ++t) {
       batch.ids.push_back(int32_t((t * 37 + length * 11) % vocab));
-      const bool counts = t + 1 < length && left > 0;
-      left -= counts;
-      batch.labels.push_back(counts ? int32_t((t * 53 + 7) % vocab) : -100);
+      const bool is_unmasked = t + 1 < length && left > 0;
+      left -= is_unmasked;
+      batch.labels.push_back(is_unmasked ? int32_t((t * 53 + 7) % vocab) : -100);
       batch.positions.push_back(int32_t(t));
       batch.row_keys.push_back(uint64_t(length) << 20 | uint64_t(t));
     }
     batch.offsets.push_back(int32_t(batch.ids.size()));
   }
-  batch.counted = counted - left;
+  batch.unmasked = unmasked - left;
   return batch;
 }
 
@@ -72,7 +72,7 @@ void add(Counts& counts, const std::vector<KernelCall>& calls) {
 
 void add(Counts& counts, const std::vector<RecordedReduction>& reductions) {
   for (const RecordedReduction& r : reductions) {
-    auto& [calls, bytes] = counts.sums[purpose(r.label)];
+    auto& [calls, bytes] = counts.all_reduces[purpose(r.label)];
     ++calls;
     bytes += r.bytes;
   }
@@ -141,10 +141,10 @@ void compare(const Scene& scene, Communicator& world) {
   StepMessage mine;
   for (const MicroBatch& batch : batches) {
     model.forward_backward(batch);
-    mine.counted += batch.counted;
+    mine.unmasked += batch.unmasked;
   }
   const StepSums sum = reduce_step(stream, buffers, world, mine, model.loss_sum());
-  apply_step(stream, factors, buffers, {0.9f, 0.999f, 1e-8f, 0, 1}, 1e-4, 1, sum.counted,
+  apply_step(stream, factors, buffers, {0.9f, 0.999f, 1e-8f, 0, 1}, 1e-4, 1, sum.unmasked,
              gradient_norm(sum));
   profiler.detach();
   world.set_trace(nullptr);
@@ -160,7 +160,7 @@ void compare(const Scene& scene, Communicator& world) {
     for (const CollectiveCall& c : *trace) {
       EXPECT_EQ(c.operation, "all_reduce") << c.label;
       if (ranks == 1) continue;  // nothing is sent, nor recorded
-      auto& [calls, bytes] = ran.sums[purpose(c.label)];
+      auto& [calls, bytes] = ran.all_reduces[purpose(c.label)];
       ++calls;
       bytes += double(c.bytes);
     }
@@ -175,7 +175,7 @@ void compare(const Scene& scene, Communicator& world) {
   EXPECT_EQ(ran.flops.size(), gemms) << "matmul_nt, _nn, _tn; lora_dropout_forward, _wgrad, _dgrad";
   EXPECT_EQ(noted.calls, ran.calls);
   EXPECT_EQ(noted.flops, ran.flops);
-  EXPECT_EQ(noted.sums, ran.sums);
+  EXPECT_EQ(noted.all_reduces, ran.all_reduces);
 }
 
 class AgainstARun : public testing::TestWithParam<Scene> {};
@@ -250,7 +250,7 @@ TEST(AttentionPairs, AreCountedOneByOne) {
 // (nothing below needs it), none for the embedding.
 TEST(Flops, AreFourPerFrozenWeightAndToken) {
   TrainingJob job = llama70b();
-  job.tensor = 1, job.data = 1, job.counted_share = 1;
+  job.tensor = 1, job.data = 1, job.unmasked_share = 1;
   const RankCost cost = rank_cost(job, *find_machine("h200-sxm"), 0);
   const ModelConfig& c = job.model;
   double weights = 0, lowest_qkv = 0;
@@ -262,9 +262,9 @@ TEST(Flops, AreFourPerFrozenWeightAndToken) {
   const double tokens = double(job.global_batch * job.sequence);
   EXPECT_EQ(flops_of(cost, "forward", false), 2 * tokens * weights);
   EXPECT_EQ(flops_of(cost, "backward", false), 2 * tokens * (weights - lowest_qkv));
-  const double counted = double(job.global_batch * (job.sequence - 1));
+  const double unmasked = double(job.global_batch * (job.sequence - 1));
   EXPECT_EQ(flops_of(cost, "loss", false),
-            4 * counted * double(c.vocab_size) * double(c.hidden_size));
+            4 * unmasked * double(c.vocab_size) * double(c.hidden_size));
   // Half of T^2, up to the diagonal.
   const double square = tokens * double(job.sequence) * double(c.heads * c.head_dim * c.layers);
   EXPECT_NEAR(flops_of(cost, "forward", true), 4 * square / 2, 2e-4 * square * 2);

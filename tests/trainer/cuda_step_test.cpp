@@ -92,9 +92,9 @@ MicroBatch two_sequences(int64_t vocab, int32_t salt) {
   for (const int32_t length : {9, 14}) {
     for (int32_t t = 0; t < length; ++t) {
       batch.ids.push_back(int32_t((t * 37 + length * 11 + salt * 5) % vocab));
-      const bool counts = t + 1 < length && t % 4 != 3;
-      batch.labels.push_back(counts ? int32_t((t * 53 + 7 + salt) % vocab) : -100);
-      batch.counted += counts;
+      const bool unmasked = t + 1 < length && t % 4 != 3;
+      batch.labels.push_back(unmasked ? int32_t((t * 53 + 7 + salt) % vocab) : -100);
+      batch.unmasked += unmasked;
       batch.positions.push_back(t);
       batch.row_keys.push_back(uint64_t(length + salt) << 20 | uint64_t(t));
     }

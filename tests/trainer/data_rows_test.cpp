@@ -107,7 +107,7 @@ TEST_F(DataRows, PositionsThatStartAgainBeginASequence) {
   EXPECT_EQ(one.labels, three.labels);
   EXPECT_EQ(one.positions, three.positions);
   EXPECT_EQ(one.offsets, three.offsets);
-  EXPECT_EQ(one.counted, three.counted);
+  EXPECT_EQ(one.unmasked, three.unmasked);
   options_.seq_len = 5;
   EXPECT_THAT(row(R"({"input_ids":[5,6,7,8,9,3],"position_ids":[0,1,0,1,2,0]})").starts,
               ElementsAre(2));

@@ -20,9 +20,9 @@ MicroBatch two_sequences(int64_t vocab) {
   for (const int32_t length : {9, 14}) {
     for (int32_t t = 0; t < length; ++t) {
       batch.ids.push_back(int32_t((t * 37 + length * 11) % vocab));
-      const bool counts = t + 1 < length && t % 4 != 3;
-      batch.labels.push_back(counts ? int32_t((t * 53 + 7) % vocab) : -100);
-      batch.counted += counts;
+      const bool unmasked = t + 1 < length && t % 4 != 3;
+      batch.labels.push_back(unmasked ? int32_t((t * 53 + 7) % vocab) : -100);
+      batch.unmasked += unmasked;
       batch.positions.push_back(t);
       batch.row_keys.push_back(uint64_t(length) << 20 | uint64_t(t));
     }
@@ -88,14 +88,14 @@ TEST(ReduceStep, CountsStayExact) {
     Stream stream(1);
     TrainingBuffers buffers(stream, 5, 3);
     const double loss = 1e7 + 0.125 * world.rank();
-    const StepMessage mine{.counted = 16'777'217 + world.rank(),
+    const StepMessage mine{.unmasked = 16'777'217 + world.rank(),
                            .tokens = 999'999'999,
                            .interrupted = false,
                            .terminated = world.rank() == 2,
                            .rss_mib = 100.0 + world.rank()};
     const StepSums sum = reduce_step(stream, buffers, world, mine, &loss);
     EXPECT_NEAR(sum.loss_sum, 3e7 + 0.375, 4) << "fp32 sums of the high parts";
-    EXPECT_EQ(sum.counted, 3 * 16'777'217 + 3);
+    EXPECT_EQ(sum.unmasked, 3 * 16'777'217 + 3);
     EXPECT_EQ(sum.tokens, 2'999'999'997);
     EXPECT_FALSE(sum.interrupted);
     EXPECT_TRUE(sum.terminated);

@@ -84,13 +84,13 @@ TEST(Overlap, FollowsTheWholeMicroBatch) {
     const RunResult whole = run("false"), halves = run("true");
     EXPECT_LT(metric_distance(whole.metrics, halves.metrics, "loss"), 1e-5) << name;
     EXPECT_LT(adapter_distance(whole.adapter, halves.adapter), 1e-4) << name;
-    const auto sums = [&](const std::string& overlap) {
+    const auto all_reduces = [&](const std::string& overlap) {
       std::ifstream trace(dir / (name + overlap) / "trace-collectives.jsonl");
       int64_t lines = 0;
       for (std::string line; std::getline(trace, line);) ++lines;
       return lines;
     };
-    EXPECT_GT(sums("true"), sums("false")) << "nothing was cut in two";
+    EXPECT_GT(all_reduces("true"), all_reduces("false")) << "nothing was cut in two";
   }
 }
 

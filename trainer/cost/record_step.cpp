@@ -87,8 +87,9 @@ MicroBatch RecordedRank::full_micro_batch() const {
   batch.labels.assign(tokens, -100);
   for (int64_t s = 0; s <= job_.micro_batch; ++s)
     batch.offsets.push_back(int32_t(s * job_.sequence));
-  batch.counted = std::llround(double(job_.micro_batch * (job_.sequence - 1)) * job_.counted_share);
-  std::fill_n(batch.labels.begin(), batch.counted, 0);
+  batch.unmasked =
+      std::llround(double(job_.micro_batch * (job_.sequence - 1)) * job_.unmasked_share);
+  std::fill_n(batch.labels.begin(), batch.unmasked, 0);
   return batch;
 }
 

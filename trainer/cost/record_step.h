@@ -22,7 +22,7 @@ struct TrainingJob {
   int64_t sequence = 512;              // tokens of every sequence
   int64_t micro_batch = 2;             // sequences at once on a rank
   int64_t global_batch = 2;            // sequences of a step: a multiple of micro_batch * data
-  double counted_share = 1;  // unmasked, of the tokens that can be: sequence - 1 a sequence
+  double unmasked_share = 1;           // of the tokens that can be: sequence - 1 a sequence
   int tensor = 1, data = 1;
   Recompute recompute = Recompute::Auto;
   bool overlap = false;          // parallel.overlap: two halves of a micro-batch in flight

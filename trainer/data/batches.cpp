@@ -28,7 +28,7 @@ void append(MicroBatch& batch, const Example& example, int64_t place) {
     batch.labels.push_back(label);
     batch.positions.push_back(static_cast<int32_t>(t - start));
     batch.row_keys.push_back((static_cast<uint64_t>(place) << kPositionBits) + t);
-    batch.counted += label != kIgnoredLabel;
+    batch.unmasked += label != kIgnoredLabel;
   }
   batch.offsets.push_back(static_cast<int32_t>(batch.ids.size()));
 }

@@ -26,7 +26,7 @@ struct MicroBatch {
   std::vector<int32_t> offsets;    // (sequences + 1) where each sequence starts; the last is T
   std::vector<uint64_t> row_keys;  // (T) unique in the run: place of the line in the stream x 2^20
                                    // + place of the token in it
-  int64_t counted = 0;             // tokens whose label is not -100
+  int64_t unmasked = 0;            // tokens whose label is not -100
 };
 
 // Where a run is in its stream: `step` begins at `place`, and the first epoch of the present data

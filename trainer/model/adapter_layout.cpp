@@ -9,7 +9,7 @@ namespace lorashard {
 
 AdapterModule shapes_of(const LoraModule& m) {
   return {.name = m.linear.name,
-          .rank = m.rank,
+          .rank = m.lora_rank,
           .in_features = m.linear.in_features,
           .out_features = m.linear.out_features,
           .alpha = m.alpha};
@@ -25,9 +25,9 @@ AdapterLayout adapter_layout(const ModelConfig& model, const std::vector<LinearM
   for (const LinearModule& linear : linear_modules(model)) {
     LoraModule m{.linear = linear, .site = site++};
     if (!adapted.count(linear.name)) continue;
-    m.rank = module_rank(config, linear.name);
+    m.lora_rank = module_rank(config, linear.name);
     m.alpha = module_alpha(config, linear.name);
-    m.scaling = float(lora_scaling(config, m.rank, m.alpha));
+    m.scaling = float(lora_scaling(config, m.lora_rank, m.alpha));
     const TensorPart part =
         tensor_part(model, linear.split, linear.out_features, linear.in_features, tp_rank, tp_size);
     const AdapterModule shapes = shapes_of(m);

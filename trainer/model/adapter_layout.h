@@ -29,7 +29,7 @@ struct AdapterTensor {
 // LoRA of one linear layer: h = W x + scaling B A x, A(lora_rank, in), B(out, lora_rank).
 struct LoraModule {
   LinearModule linear;
-  int64_t rank = 0;  // lora_rank
+  int64_t lora_rank = 0;
   double alpha = 0;
   float scaling = 0;
   uint32_t site = 0;  // number of the module in the whole model, for the counter-based RNG

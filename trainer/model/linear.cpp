@@ -34,9 +34,9 @@ void down_project(const LinearContext& c, const LinearGroup& group, Matrix u, Co
   int64_t column = 0;
   for (const Linear& l : group.linears) {
     if (!l.lora) continue;
-    lora_dropout_forward(c.stream, u.col_range(column, l.lora->rank), x,
+    lora_dropout_forward(c.stream, u.col_range(column, l.lora->lora_rank), x,
                          Factors::local_a(*l.lora, c.values), mask_of(c, *l.lora));
-    column += l.lora->rank;
+    column += l.lora->lora_rank;
   }
 }
 
@@ -67,10 +67,10 @@ void down_projection_backward(const LinearContext& c, const LinearGroup& group, 
   for (const Linear& l : group.linears) {
     if (!l.lora) continue;
     const LoraModule& m = *l.lora;
-    const ConstMatrix t_j = t.col_range(column, m.rank);
+    const ConstMatrix t_j = t.col_range(column, m.lora_rank);
     lora_dropout_wgrad(c.stream, Factors::local_a(m, c.gradients), t_j, x, mask_of(c, m));
     if (dx) lora_dropout_dgrad(c.stream, dx, t_j, Factors::local_a(m, c.values), mask_of(c, m));
-    column += m.rank;
+    column += m.lora_rank;
   }
 }
 
@@ -84,8 +84,8 @@ void linear_group_forward(const LinearContext& c, const LinearGroup& group,
     const Linear& l = group.linears[j];
     frozen_forward(c.stream, y[j], x, l.weight, group.row_parallel ? ConstMatrix{} : l.bias);
     if (!l.lora) continue;
-    add_up_projection(c, *l.lora, y[j], u.col_range(column, l.lora->rank));
-    column += l.lora->rank;
+    add_up_projection(c, *l.lora, y[j], u.col_range(column, l.lora->lora_rank));
+    column += l.lora->lora_rank;
   }
 }
 
@@ -97,7 +97,7 @@ void linear_group_backward(const LinearContext& c, const LinearGroup& group, Mat
     const Linear& l = group.linears[j];
     if (dx) frozen_backward(c.stream, dx, dy[j], l.weight, j == 0 ? 0 : 1);
     if (!l.lora) continue;
-    const int64_t lora_rank = l.lora->rank;
+    const int64_t lora_rank = l.lora->lora_rank;
     up_projection_backward(c, *l.lora, t.col_range(column, lora_rank), dy[j],
                            u.col_range(column, lora_rank));
     column += lora_rank;

@@ -83,7 +83,7 @@ void attach_factors(ModelWeights& weights, const Factors* factors) {
       group.lora_rank = 0;
       for (Linear& linear : group.linears) {
         linear.lora = factors ? factors->find(linear.name) : nullptr;
-        if (linear.lora) group.lora_rank += linear.lora->rank;
+        if (linear.lora) group.lora_rank += linear.lora->lora_rank;
       }
     }
   }

@@ -48,7 +48,7 @@ void Console::progress(int64_t done, int64_t total, const std::string& text) {
   bar_shown_ = true;
 }
 
-void tell_notes(const Console& console, const std::vector<std::string>& notes) {
+void report_notes(const Console& console, const std::vector<std::string>& notes) {
   if (!console.enabled()) return;
   for (const std::string& note : notes) std::fprintf(stderr, "note: %s\n", note.c_str());
 }
@@ -59,7 +59,7 @@ LongWork::LongWork(Console& console, const std::string& text, std::chrono::milli
     std::unique_lock lock(mutex_);
     if (ended_.wait_for(lock, patience, [&] { return done_; })) return;
     console.line(text);
-    told_ = true;
+    reported_ = true;
   });
 }
 
@@ -72,7 +72,8 @@ std::string LongWork::end() {
   ended_.notify_one();
   waiting_.join();
   const auto took = std::chrono::steady_clock::now() - start_;
-  return told_ ? fmt::format(" (took {:.1f} s)", std::chrono::duration<double>(took).count()) : "";
+  return reported_ ? fmt::format(" (took {:.1f} s)", std::chrono::duration<double>(took).count())
+                   : "";
 }
 
 }  // namespace lorashard

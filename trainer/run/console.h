@@ -31,7 +31,7 @@ class Console {
 };
 
 // Notes on stderr, where stdout is for results; on the rank that prints.
-void tell_notes(const Console& console, const std::vector<std::string>& notes);
+void report_notes(const Console& console, const std::vector<std::string>& notes);
 
 // Work that may take long: once it has taken `patience`, one line says so, and end() how long it
 // took. Nothing else may be printed meanwhile.
@@ -47,7 +47,7 @@ class LongWork {
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   std::mutex mutex_;
   std::condition_variable ended_;
-  bool done_ = false, told_ = false;
+  bool done_ = false, reported_ = false;
   std::thread waiting_;
 };
 

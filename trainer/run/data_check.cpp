@@ -113,8 +113,8 @@ class CheckProgress {
   void at(int64_t done) {
     console_.progress(done, total_, "sequences of " + path_ + " checked");
     const auto now = std::chrono::steady_clock::now();
-    if (console_.terminal() || done == total_ || now - told_ < std::chrono::seconds(5)) return;
-    told_ = now;
+    if (console_.terminal() || done == total_ || now - reported_ < std::chrono::seconds(5)) return;
+    reported_ = now;
     console_.line(fmt::format("{}: {} of {} sequences checked", path_, done, total_));
   }
 
@@ -122,7 +122,7 @@ class CheckProgress {
   Console& console_;
   const std::string& path_;
   const int64_t total_;
-  std::chrono::steady_clock::time_point told_ = std::chrono::steady_clock::now();
+  std::chrono::steady_clock::time_point reported_ = std::chrono::steady_clock::now();
 };
 
 // Rounds of about 16 MiB of the file for each rank: an error ends the check of a large file after

@@ -35,7 +35,7 @@ EvalSum evaluate_loss(Model& model, std::shared_ptr<const Dataset> data, const s
     const double loss = model.evaluate(batch);
     if (mesh.tp_rank != 0) continue;  // counted once in a tensor-parallel group
     sums[0] += loss;
-    sums[1] += double(batch.counted);
+    sums[1] += double(batch.unmasked);
   }
   Stream host(1);  // for an all-reduce of host memory
   mesh.world->all_reduce_sum(host, matrix(sums, 1, 4, DType::F64), "eval_loss");
@@ -45,7 +45,7 @@ EvalSum evaluate_loss(Model& model, std::shared_ptr<const Dataset> data, const s
                       "no label counts; at least one must differ from -100 and have a "
                       "token before it");
   }
-  return {.loss_sum = sums[0], .counted = int64_t(sums[1]), .sequences = data->size()};
+  return {.loss_sum = sums[0], .unmasked = int64_t(sums[1]), .sequences = data->size()};
 }
 
 int evaluate(const Config& config, const std::string& adapter_dir, const Ranks& ranks) {
@@ -74,12 +74,12 @@ int evaluate(const Config& config, const std::string& adapter_dir, const Ranks& 
   });
   const auto loaded =
       load_model(session, factors ? &*factors : nullptr, nullptr, eval_options(run));
-  tell_notes(console, session.base->notes());
-  if (adapter) tell_notes(console, adapter_base_notes(*adapter, adapter_dir, *session.base));
+  report_notes(console, session.base->notes());
+  if (adapter) report_notes(console, adapter_base_notes(*adapter, adapter_dir, *session.base));
   const EvalSum sum = evaluate_loss(loaded->model, data, run.data().eval(),
                                     run.train().micro_batch_size(), session.mesh);
   console.line(fmt::format("loss {:.6f} perplexity {:.4f} tokens {} sequences {}", sum.mean(),
-                           std::exp(sum.mean()), sum.counted, sum.sequences));
+                           std::exp(sum.mean()), sum.unmasked, sum.sequences));
   console.notes(notes);
   return 0;
 }

@@ -10,9 +10,9 @@ namespace lorashard {
 
 struct EvalSum {
   double loss_sum = 0;
-  int64_t counted = 0, sequences = 0;
+  int64_t unmasked = 0, sequences = 0;
   int stop_signal = 0;  // that ended it on some rank: there is no loss then
-  double mean() const { return loss_sum / double(counted); }
+  double mean() const { return loss_sum / double(unmasked); }
 };
 
 // Over the whole data set, shared out over the data-parallel ranks. Error (status 2) if no token

@@ -170,11 +170,11 @@ int generate(const GenerateOptions& options, const Ranks& ranks) {
   // On stderr: stdout has the text alone.
   if (console.enabled() && built_with_cuda())
     fmt::print(stderr, "{}\n", backend_line(session.device, world.size()));
-  tell_notes(console, session.base->notes());
-  tell_notes(console, tokenizer->notes());
+  report_notes(console, session.base->notes());
+  report_notes(console, tokenizer->notes());
   for (size_t i = 0; i < adapters.size(); ++i) {
     if (adapters[i])
-      tell_notes(console, adapter_base_notes(*adapters[i], options.adapters[i], *session.base));
+      report_notes(console, adapter_base_notes(*adapters[i], options.adapters[i], *session.base));
   }
   session.form_mesh(world.size());
   const ModelConfig& config = session.base->config();

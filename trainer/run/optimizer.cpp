@@ -34,12 +34,12 @@ StepSums reduce_step(Stream& stream, TrainingBuffers& buffers, Communicator& wor
 }
 
 double gradient_norm(const StepSums& sum) {
-  return std::sqrt(sum.gradient_squares) / double(std::max<int64_t>(sum.counted, 1));
+  return std::sqrt(sum.gradient_squares) / double(std::max<int64_t>(sum.unmasked, 1));
 }
 
 void apply_step(Stream& stream, Factors& factors, TrainingBuffers& buffers,
                 const OptimizerSettings& settings, double learning_rate, int64_t step,
-                int64_t counted, double norm) {
+                int64_t unmasked, double norm) {
   double clip = 1;
   if (settings.max_grad_norm > 0) clip = std::min(1.0, settings.max_grad_norm / (norm + 1e-6));
   adamw(stream, factors.values(), buffers.first_moments(), buffers.second_moments(),
@@ -50,7 +50,7 @@ void apply_step(Stream& stream, Factors& factors, TrainingBuffers& buffers,
          .epsilon = settings.epsilon,
          .weight_decay = settings.weight_decay,
          .step = step,
-         .gradient_scale = float(clip / double(counted))});
+         .gradient_scale = float(clip / double(unmasked))});
   // After the update: what is derived from the values is derived again here, enqueued, before the
   // next forward pass reads it (DoRA's weight norms, which depend on A and B; bf16 copies of A and
   // B for CUDA's GEMMs). A loaded or initialised adapter needs it once before the first step, too.

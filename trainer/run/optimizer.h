@@ -34,7 +34,7 @@ double gradient_norm(const StepSums& sum);
 // Clips as torch.nn.utils.clip_grad_norm_ and updates the factors. `step` counts from 1.
 void apply_step(Stream& stream, Factors& factors, TrainingBuffers& buffers,
                 const OptimizerSettings& settings, double learning_rate, int64_t step,
-                int64_t counted, double norm);
+                int64_t unmasked, double norm);
 
 // Compares a digest of each module's factors and moments over the ranks. Error (status 3, the same
 // on all ranks) naming module and ranks if any differ. Collective.

@@ -51,7 +51,7 @@ void MetricsFile::append(const StepMetrics& m) {
   line["learning_rate"] = m.learning_rate;
   line["grad_norm"] = m.grad_norm;
   line["tokens"] = m.tokens;
-  line["counted_tokens"] = m.counted;
+  line["counted_tokens"] = m.unmasked;
   line["step_time_s"] = m.step_time_s;
   line["tokens_per_s"] = m.tokens_per_s;
   line["peak_rss_mib"] = m.peak_rss_mib;

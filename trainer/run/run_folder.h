@@ -20,8 +20,8 @@ struct StepMetrics {
   int64_t step = 0;            // counts from 1
   std::optional<double> loss;  // none without an unmasked token: no update was made
   double learning_rate = 0, grad_norm = 0;
-  int64_t tokens = 0;   // input tokens of the step, all ranks
-  int64_t counted = 0;  // unmasked tokens, which the loss is the mean of
+  int64_t tokens = 0;    // input tokens of the step, all ranks
+  int64_t unmasked = 0;  // tokens that the loss is the mean of
   double step_time_s = 0, tokens_per_s = 0;
   double peak_rss_mib = 0;  // of the largest rank
   std::optional<double> eval_loss;

@@ -6,7 +6,7 @@
 namespace lorashard {
 namespace {
 
-// Loss (2), counted (2), tokens (2), four flags; then each rank's rss in a place of its own.
+// Loss (2), unmasked (2), tokens (2), four flags; then each rank's rss in a place of its own.
 constexpr int64_t kFixed = 10;
 
 // A count is two floats whose sums over up to 4096 ranks stay exact.
@@ -18,7 +18,7 @@ int64_t StepMessage::floats(int world_size) { return kFixed + world_size; }
 
 std::vector<float> StepMessage::encode(int rank, int world_size) const {
   std::vector<float> message(2);
-  for (const int64_t count : {counted, tokens}) {
+  for (const int64_t count : {unmasked, tokens}) {
     message.push_back(float(count / kCountBase));
     message.push_back(float(count % kCountBase));
   }
@@ -33,7 +33,7 @@ StepMessage StepMessage::decode(std::span<const float> sum) {
   StepMessage m;
   m.loss_sum = double(sum[kLossHigh]) + double(sum[kLossLow]);
   size_t at = 2;
-  for (int64_t* count : {&m.counted, &m.tokens}) {
+  for (int64_t* count : {&m.unmasked, &m.tokens}) {
     *count = int64_t(sum[at]) * kCountBase + int64_t(sum[at + 1]);
     at += 2;
   }

@@ -12,7 +12,7 @@ namespace lorashard {
 // and tokens.
 struct StepMessage {
   double loss_sum = 0;       // over unmasked tokens; decoded only: encode() leaves it to the device
-  int64_t counted = 0;       // unmasked tokens
+  int64_t unmasked = 0;      // tokens that loss_sum is of
   int64_t tokens = 0;        // input tokens
   bool interrupted = false;  // SIGINT arrived
   bool terminated = false;   // SIGTERM arrived

@@ -39,7 +39,7 @@ void check_step(const StepSums& sum, double norm, int64_t step) {
   fail_on_all_ranks(kExitFailure, fmt::format("step {}", step),
                     fmt::format("loss {} and gradient norm {} are not finite; lower "
                                 "optimizer.learning_rate, or look at the data of this step",
-                                sum.loss_sum / double(std::max<int64_t>(1, sum.counted)), norm));
+                                sum.loss_sum / double(std::max<int64_t>(1, sum.unmasked)), norm));
 }
 
 std::string describe(const BaseModel& base, const Factors& factors, const Model& model,
@@ -231,7 +231,7 @@ StepMessage Trainer::accumulate_gradients() {
     const MicroBatch batch = batches_->micro_batch(counters_.step, m);
     model().forward_backward(batch);
     if (mesh_.tp_rank != 0) continue;  // counted once in a tensor-parallel group
-    mine.counted += batch.counted;
+    mine.unmasked += batch.unmasked;
     mine.tokens += int64_t(batch.ids.size());
   }
   if (!mine.left) signal = options_.stop_signal();
@@ -252,21 +252,21 @@ StepMetrics Trainer::optimizer_step(const StepSums& sum) {
   check_step(sum, norm, step + 1);
   const double rate = learning_rate(run_, step);
   counters_.step = step + 1;
-  if (sum.counted > 0) {
+  if (sum.unmasked > 0) {
     apply_step(stream_, *factors_, *buffers_, optimizer_settings(run_), rate,
-               counters_.step - counters_.steps_skipped, sum.counted, norm);
+               counters_.step - counters_.steps_skipped, sum.unmasked, norm);
   } else {
     ++counters_.steps_skipped;
   }
   counters_.sequences_consumed += run_.train().global_batch_size();
-  counters_.tokens += sum.counted;
+  counters_.tokens += sum.unmasked;
   StepMetrics line;
   line.step = counters_.step;
-  if (sum.counted > 0) line.loss = sum.loss_sum / double(sum.counted);
+  if (sum.unmasked > 0) line.loss = sum.loss_sum / double(sum.unmasked);
   line.learning_rate = rate;
   line.grad_norm = norm;
   line.tokens = sum.tokens;
-  line.counted = sum.counted;
+  line.unmasked = sum.unmasked;
   line.peak_rss_mib = sum.rss_mib;
   return line;
 }
