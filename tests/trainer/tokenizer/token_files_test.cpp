@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "tests/support/expect_error.h"
 #include "tests/trainer/tokenizer/golden.h"
 #include "trainer/data/tokenizer/tokenizer.h"
 
@@ -31,6 +32,25 @@ TEST(TokenFiles, AreReadAsTransformersDoes) {
     };
     EXPECT_EQ(id(tokenizer->bos_id()), one["bos"]);
     EXPECT_EQ(id(tokenizer->eos_id()), one["eos"]);
+  }
+}
+
+TEST(TokenFiles, ThatAreBrokenAreNamed) {
+  TemporaryDirectory directory;
+  directory.write("tokenizer.json", unpack("smollm.json.xz"));
+  const std::pair<const char*, const char*> cases[] = {
+      {"{\"a\": ", "is not valid JSON"},
+      {"[]", "must be a JSON object"},
+      {"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"},
+      {R"({"eos_token": "<s>", "eos_token": "</s>"})", "\"eos_token\" is given twice"}};
+  for (const std::string name :
+       {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}) {
+    for (const auto& [content, what] : cases) {
+      directory.write(name, content);
+      test::expect_error(2, {name + ": ", what},
+                         [&] { Tokenizer::from_directory(directory.path()); });
+    }
+    std::filesystem::remove(directory.path() / name);
   }
 }
 

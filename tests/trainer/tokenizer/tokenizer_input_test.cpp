@@ -207,7 +207,7 @@ TEST(TokenizerInput, OtherFilesAreReadAndMustAgree) {
   std::filesystem::remove(directory.path() / "added_tokens.json");
   directory.write("tokenizer_config.json", "{");
   EXPECT_THAT(message_of([&] { Tokenizer::from_directory(directory.path()); }),
-              HasSubstr("tokenizer_config.json: is no valid JSON"));
+              HasSubstr("tokenizer_config.json: is not valid JSON"));
 }
 
 TEST(TokenizerInput, InvalidUtf8IsFound) {

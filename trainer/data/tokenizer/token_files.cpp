@@ -2,10 +2,11 @@
 
 #include <algorithm>
 #include <charconv>
-#include <fstream>
 #include <map>
 #include <set>
 
+#include "checkpoint/file_io.h"
+#include "checkpoint/json_strict.h"
 #include "configs/error.h"
 #include "trainer/data/tokenizer/tokenizer_json.h"
 
@@ -20,18 +21,11 @@ const std::vector<std::string> kNames = {"bos_token", "eos_token", "unk_token", 
 
 // An object; null where there is no file.
 Json read_object(const fs::path& path) {
-  std::ifstream stream(path, std::ios::binary);
-  if (!stream) return Json();
-  try {
-    Json value = Json::parse(stream);
-    if (!value.is_object()) fail_input(path.string(), "must be a JSON object");
-    return value;
-  } catch (const Json::exception& error) {
-    const std::string message = error.what();
-    const size_t bracket = message.find("] ");
-    fail_input(path.string(), "is no valid JSON: " +
-                                  message.substr(bracket == std::string::npos ? 0 : bracket + 2));
-  }
+  std::error_code ignored;
+  if (!fs::exists(path, ignored)) return Json();
+  Json value = parse_json_strict(read_text(path), path.string());
+  if (!value.is_object()) fail_input(path.string(), "must be a JSON object");
+  return value;
 }
 
 // "<s>" or {"content": "<s>", "lstrip": …}. `special`: what a token is that does not say.
