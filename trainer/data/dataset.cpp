@@ -200,7 +200,6 @@ Example Dataset::parse(int64_t i, bool tokenize) const try {
     example.labels.resize(longest);
     std::erase_if(example.starts, [&](int32_t start) { return size_t(start) >= longest; });
     example.truncated = true;
-    if (tokenize) ++truncated_;
   }
   return example;
 } catch (const LineProblem& problem) {

@@ -13,7 +13,6 @@
 // unless the ids end with it already.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -85,9 +84,6 @@ class Dataset {
 
   const DatasetOptions& options() const { return options_; }
 
-  // Over all calls of get so far: sequences cut to seq_len.
-  int64_t truncated_count() const { return truncated_; }
-
  private:
   Example parse(int64_t i, bool tokenize) const;
   nlohmann::json parse_object(int64_t i, const std::string& line, const char* expected) const;
@@ -96,7 +92,6 @@ class Dataset {
 
   JsonlIndex index_;
   DatasetOptions options_;
-  mutable std::atomic<int64_t> truncated_ = 0;
 };
 
 }  // namespace lorashard
