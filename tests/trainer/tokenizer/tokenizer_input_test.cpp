@@ -76,10 +76,6 @@ TEST(TokenizerInput, ASmallModelWorks) {
   EXPECT_EQ(tokenizer->vocab_size(), 6);
   EXPECT_EQ(tokenizer->bos_id(), 5);
   EXPECT_EQ(tokenizer->eos_id(), 5);
-  EXPECT_EQ(tokenizer->token_to_id("abc"), 4);
-  EXPECT_EQ(tokenizer->token_to_id("<s>"), 5);
-  EXPECT_EQ(tokenizer->token_to_id("ac"), std::nullopt);
-  EXPECT_EQ(tokenizer->id_to_token(3), "ab");
   EXPECT_EQ(tokenizer->decode(std::vector<int32_t>{4, 5, 77, -1, 2}), "abc <s> c");
   EXPECT_EQ(tokenizer->decode(std::vector<int32_t>{4, 5, 2}, true), "abc c");
 }

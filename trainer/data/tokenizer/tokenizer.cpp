@@ -374,16 +374,6 @@ const std::vector<std::string>& Tokenizer::notes() const { return parts_->notes;
 std::optional<int32_t> Tokenizer::bos_id() const { return parts_->bos; }
 std::optional<int32_t> Tokenizer::eos_id() const { return parts_->eos; }
 
-std::optional<int32_t> Tokenizer::token_to_id(std::string_view token) const {
-  const int32_t id = parts_->find(std::string(token));
-  return id < 0 ? std::nullopt : std::optional<int32_t>(id);
-}
-
 bool Tokenizer::has_id(int32_t id) const { return parts_->tokens.contains(id); }
-
-std::string Tokenizer::id_to_token(int32_t id) const {
-  const auto found = parts_->tokens.find(id);
-  return found == parts_->tokens.end() ? "" : found->second;
-}
 
 }  // namespace lorashard

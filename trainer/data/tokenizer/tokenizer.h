@@ -48,8 +48,6 @@ class Tokenizer {
   const std::vector<std::string>& notes() const;
   std::optional<int32_t> bos_id() const;
   std::optional<int32_t> eos_id() const;
-  std::optional<int32_t> token_to_id(std::string_view token) const;
-  std::string id_to_token(int32_t id) const;  // "" when no token has the id
   bool has_id(int32_t id) const;
 
   // This tokenizer splitting by regular expressions only, without the hand-written splitters;
