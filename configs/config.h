@@ -45,7 +45,7 @@ Config load_config(const std::string& path, const std::vector<std::string>& over
 
 // That parallel.tensor divides `world_size` ranks.
 void check_tensor_groups(const Config& config, int64_t world_size);
-// The same, and that train.global_batch_size is a multiple of train.micro_batch_size x
+// check_tensor_groups, and that train.global_batch_size is a multiple of train.micro_batch_size x
 // (world_size / parallel.tensor).
 void check_world(const Config& config, int64_t world_size);
 

@@ -26,7 +26,7 @@ void handle_fault(int signal, void (*handler)(int));
 void move_fault_handlers_aside();
 
 // The stop signals are SIGINT and SIGTERM; SIGUSR1, which mpirun and Slurm pass on to every rank,
-// counts as SIGTERM. Until told otherwise they, and SIGHUP, have their usual effect: the process
+// counts as SIGTERM. Until changed below they, and SIGHUP, have their usual effect: the process
 // ends by them, after the clean-ups below; one that was ignored when the program started stays
 // ignored.
 

@@ -1,6 +1,6 @@
 // An alternate stack for fault handlers in every thread of the process (configs/signals.h says
 // why). Threads are made by OpenMP, MPI and NCCL too, so the program has its own pthread_create,
-// which gives the new thread its stack and hands over to the C library's.
+// which gives the new thread its stack and calls the C library's.
 #pragma once
 
 namespace lorashard {

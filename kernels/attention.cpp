@@ -18,7 +18,7 @@ double area(const AttentionTask& t) {
   return double(t.heads) * per_head;
 }
 
-// The arguments of a pass; those that it does not have are empty.
+// The operands of forward or backward; those that it does not have are empty.
 struct Tensors {
   ConstMatrix q, k, v, o, lse, d_o;
   Matrix write_o, write_lse, dq, dk, dv;
@@ -168,8 +168,8 @@ void attention_backward(Stream& stream, Matrix dq, Matrix dk, Matrix dv, ConstMa
                         .dv = dv};
   std::vector<AttentionTask> tasks = whole_tasks(tensors, sequences, shape);
   longest_first(tasks);
-  // One task for a sequence and head does five products a block. Split into one pass over the keys
-  // and one over the rows it does seven, but gives any number of threads work. Both form each sum
+  // One task for a sequence and head does five GEMMs a block. Split into tasks over the keys and
+  // tasks over the rows it does seven, but gives any number of threads work. Both form each sum
   // in the same order, so the results are the same bits.
   constexpr double kSplitCost = 7.0 / 5.0;
   if (imbalance(tasks, stream.threads()) > kSplitCost) {

@@ -27,12 +27,12 @@ struct AttentionShape {
 // REQUIRES: no sequence has more queries than keys.
 struct Sequences {
   std::span<const int32_t> q_offsets, kv_offsets;  // in host memory
-  // The same on the stream's device; the CPU does without.
+  // Copies of them on the stream's device; the CPU does without.
   const int32_t *device_q_offsets = nullptr, *device_kv_offsets = nullptr;
 };
 
 // o(Tq, heads*D), lse(Tq, heads) F32 = log-sum-exp of the scaled scores, kept for backward (may be
-// empty). q(Tq, heads*D), k and v (Tkv, kv_heads*D): F32 or BF16; softmax and sums in fp32.
+// empty). q(Tq, heads*D), k and v (Tkv, kv_heads*D): F32 or BF16; softmax and accumulation in fp32.
 void attention_forward(Stream& stream, Matrix o, Matrix lse, ConstMatrix q, ConstMatrix k,
                        ConstMatrix v, const Sequences& sequences, const AttentionShape& shape);
 
@@ -46,7 +46,7 @@ void attention_backward(Stream& stream, Matrix dq, Matrix dk, Matrix dv, ConstMa
 // its last `window` keys (0: at all).
 double attention_pairs(int64_t queries, int64_t keys, int64_t window);
 
-// Makes what the first pass over `sequences` sequences of `length` tokens would otherwise make:
+// Makes what the first call for `sequences` sequences of `length` tokens would otherwise make:
 // plans and scratch on CUDA, nothing on the CPU.
 void prepare_attention(Stream& stream, DType type, const AttentionShape& shape, int64_t sequences,
                        int64_t length);

@@ -1,5 +1,5 @@
 // The local parts of vocabulary-parallel cross entropy (Shoeybi et al. 2019, section 3). Rows are
-// counted tokens, columns this rank's slice [first, first + V) of the vocabulary.
+// unmasked tokens, columns this rank's slice [first, first + V) of the vocabulary.
 #pragma once
 
 #include "kernels/stream.h"
@@ -18,8 +18,8 @@ void cross_entropy_gradient(Stream& stream, Matrix logits, const float* lse, con
                             int64_t first, float factor);
 
 // Joins the ranks' statistics (ranks*R, 3), rank after rank: lse gets R values, and *loss grows by
-// the sum over the rows of lse - label's logit, formed in double in row order. Both lie on the
-// stream's device, as `labels` and `lse` above.
+// the sum over the rows of lse - label's logit, formed in double in row order. All pointers
+// are to memory of the stream's device.
 void cross_entropy_combine(Stream& stream, float* lse, double* loss, ConstMatrix stats, int ranks);
 
 }  // namespace lorashard

@@ -1,5 +1,5 @@
-// Quantised base weights back to numbers: NF4 (Dettmers et al. 2023, QLoRA) as bitsandbytes stores
-// it, and int8 with a scale a row.
+// Dequantises base weights: NF4 (Dettmers et al. 2023, QLoRA) as bitsandbytes stores it, and int8
+// with a scale a row.
 #pragma once
 
 #include <cstdint>

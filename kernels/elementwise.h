@@ -1,4 +1,4 @@
-// Element-wise passes and conversions. Operands may be F32 or BF16 unless said otherwise; sums are
+// Elementwise kernels and conversions. Operands may be F32 or BF16 unless said otherwise; sums are
 // formed in fp32 and rounded once to the output's type. Outputs may alias inputs of the same type.
 #pragma once
 

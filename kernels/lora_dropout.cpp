@@ -29,7 +29,7 @@ float* floats(Matrix m, int64_t i, int64_t j) { return reinterpret_cast<float*>(
 // y(n,m) = (or += when accumulate) dropout(x)(n,m) for rows row.. and columns col.. of the mask.
 void dropout_block(const DropoutMask& mask, Matrix y, ConstMatrix x, int64_t row, int64_t col,
                    bool accumulate) {
-  // As kernels/dropout.cpp.
+  // Threshold and factor are those of kernels/dropout.cpp.
   const uint32_t threshold = uint32_t(std::ceil(double(mask.p) * 0x1p24));
   const float factor = float(1 / (1 - double(mask.p)));
   const CpuKernels& cpu = cpu_kernels();

@@ -1,4 +1,4 @@
-// The products of a LoRA factor A with dropout on its input (Hu et al. 2021; PEFT's lora_dropout),
+// The GEMMs of a LoRA factor A with dropout on its input (Hu et al. 2021; PEFT's lora_dropout),
 // forward and backward. dropout(x) is formed block by block where it is multiplied and never
 // written to memory: what the three share is its mask, drawn anew each time.
 //

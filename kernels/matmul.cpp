@@ -45,7 +45,7 @@ void product_f32(Matrix y, const Operand& a, const Operand& b, float alpha, floa
         "sgemm");
 }
 
-// ---- products on bf16 units: oneDNN's matmul primitive on the operands where they lie.
+// ---- GEMM on bf16 units: oneDNN's matmul primitive on the operands where they lie.
 
 // What a primitive is built for.
 using ProductKey = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, int, int,
@@ -183,7 +183,7 @@ void product_rows(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float 
 
 double flops(Matrix y, int64_t k) { return 2.0 * double(y.rows) * double(y.cols) * double(k); }
 
-// y = beta y: what is left of a product over nothing.
+// y = beta y: what is left of a GEMM with K = 0.
 void scale_only(Stream& stream, Matrix y, float beta) {
   const CpuKernels& cpu = cpu_kernels();
   parallel_for(stream, y.rows, 1024, [&](int64_t begin, int64_t end) {

@@ -1,6 +1,6 @@
-// Matrix products, row-major, any mixture of F32, BF16 and F16 operands, accumulated in fp32.
+// GEMM, row-major, any mixture of F32, BF16 and F16 operands, accumulated in fp32.
 //
-// fp32 (or mixed) products run in fp32: operands of another type are widened tile by tile into
+// fp32 (or mixed) GEMMs run in fp32: operands of another type are widened tile by tile into
 // scratch, so that a frozen bf16 base is never copied whole. bf16 x bf16 runs natively where the
 // processor has it and is widened elsewhere (bf16_products_are_native).
 #pragma once
@@ -10,10 +10,10 @@
 
 namespace lorashard {
 
-// True if bf16 products run on the processor's bf16 units.
+// True if bf16 GEMMs run on the processor's bf16 units.
 bool bf16_products_are_native();
 
-// y(M,N) = alpha * x(M,K) w(N,K)^T + beta * y. The forward product of a linear layer.
+// y(M,N) = alpha * x(M,K) w(N,K)^T + beta * y. The forward GEMM of a linear layer.
 void matmul_nt(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha = 1,
                float beta = 0);
 

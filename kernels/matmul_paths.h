@@ -1,4 +1,4 @@
-// The ways a product may be computed, for tests and benchmarks; everyone else includes matmul.h.
+// The ways a GEMM may be computed, for tests and benchmarks; everyone else includes matmul.h.
 #pragma once
 
 #include "kernels/stream.h"

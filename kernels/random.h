@@ -1,4 +1,4 @@
-// Counted randomness: Philox-4x32-10 (Salmon et al. 2011). A value is a function of (seed, purpose,
+// Counter-based RNG: Philox-4x32-10 (Salmon et al. 2011). A value is a function of (seed, purpose,
 // index) and of nothing else, so rank counts and restarts change nothing.
 #pragma once
 

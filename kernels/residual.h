@@ -1,4 +1,4 @@
-// What a norm may add to its input first, in the same pass: the output of the part of the layer
+// What a norm may add to its input first, in the same kernel: the output of the part of the layer
 // before it. The sum takes the input's place.
 #pragma once
 
@@ -6,7 +6,7 @@
 
 namespace lorashard {
 
-// x(T,D) is the norm's input. Norms with a sum work on whole rows.
+// x(T,D) is the norm's input. Norms that add work on whole rows.
 struct ResidualAdd {
   Matrix sum;         // (T,D) x + delta + bias, rounded once to its type; may alias x
   ConstMatrix delta;  // (T,D)

@@ -26,7 +26,7 @@ size_t rounded(size_t bytes) {
   return (bytes + unit - 1) / unit * unit;
 }
 
-// Pages are zero and take no memory before the first touch, which also places them.
+// Pages are zero and are not allocated before the first touch, which also places them.
 void* map_zeroed(size_t bytes) {
   if (bytes == 0) return nullptr;
   const size_t size = rounded(bytes);

@@ -42,10 +42,10 @@ enum class ScratchSlot : uint8_t {
 
 class Stream {
  public:
-  // `threads` worker threads per kernel; 0 takes what the process may run on.
+  // A CPU stream. `threads` worker threads per kernel; 0: as many as the process may run on.
   explicit Stream(int threads = 0);
-  // CPU: as above. CUDA: a stream of device number `device`. Error (status 3) if it does not
-  // answer.
+  // `threads`: of kernels on the CPU. CUDA: a stream of device number `device`. Error (status 3)
+  // if it does not answer.
   Stream(Backend backend, int threads, int device = 0);
   // Notes in `record` what it is asked for and runs nothing (kernels/record.h).
   explicit Stream(KernelRecord& record);
@@ -70,13 +70,11 @@ class Stream {
   // What the CUDA backend keeps for the stream; null on the CPU.
   CudaStream* cuda() const { return cuda_; }
   // Scratch memory of the device of at least `bytes`, 64-byte aligned, valid until the next call of
-  // scratch() on the same slot. Grows,
-  // never shrinks.
+  // scratch() on the same slot. Grows, never shrinks.
   void* scratch(ScratchSlot slot, size_t bytes);
-  // Takes all the scratch that `work` needs, so that the same work allocates nothing later. CUDA:
-  // calls it with kernels, copies and sums over ranks left out, so that pointers may be to nothing;
-  // only the calls' shapes and types matter. CPU: does nothing, for memory there comes page by
-  // page.
+  // Allocates all the scratch that `work` needs, so that no such work allocates later. CUDA: calls
+  // it with kernels, copies and collectives left out, so that pointers may be to nothing; only the
+  // calls' shapes and types matter. CPU: does nothing, for memory there comes page by page.
   void reserve_for(const std::function<void()>& work);
   bool reserving() const { return reserving_; }
   // Bytes of scratch that the stream holds.

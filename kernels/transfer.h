@@ -14,7 +14,7 @@ namespace lorashard {
 void copy_to_device(Stream& stream, void* device, const void* host, int64_t bytes);
 // Copies from device memory what stands there after all that was enqueued before, and waits for it.
 void copy_to_host(Stream& stream, void* host, const void* device, int64_t bytes);
-// As copy_to_device, row by row. Same shape and type; ld may differ.
+// Enqueues a copy, row by row, as copy_to_device does. Same shape and type; ld may differ.
 void copy_matrix_to_device(Stream& stream, Matrix device, ConstMatrix host);
 
 // Copies n values out of device memory, and waits for them.

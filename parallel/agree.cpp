@@ -27,7 +27,7 @@ void run_agreed(Communicator& world, const std::function<void()>& body) {
   try {
     body();
   } catch (const Error& e) {
-    if (e.on_all_ranks) throw;  // an inner run_agreed has already told everyone
+    if (e.on_all_ranks) throw;  // an inner run_agreed has already reported it to everyone
     remember(e.exit_status, e.what());
   } catch (const std::filesystem::filesystem_error& e) {
     remember(kExitFailure, (e.path1().string() + ": " + e.code().message()).c_str());

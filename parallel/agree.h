@@ -1,4 +1,4 @@
-// Errors that every rank learns of, so that one is told and none hangs.
+// Errors that every rank learns of, so that one is reported and none hangs.
 #pragma once
 
 #include <functional>

@@ -1,7 +1,7 @@
 // The collectives that lorashard needs, behind one small interface. Implementations: one rank
-// alone, ranks as threads (tests), MPI, and NCCL for the sums of CUDA memory.
+// alone, ranks as threads (tests), MPI, and NCCL for all-reduces of CUDA memory.
 //
-// All calls are collective and blocking on the CPU; every rank calls in the same order. Sums are
+// All calls are collective and blocking on the CPU; every rank calls in the same order. Results are
 // bitwise identical on every rank. A failing peer ends the job (MPI's error handler is fatal after
 // the message is printed), so no call returns with a partial result.
 #pragma once
@@ -39,13 +39,13 @@ class Communicator {
   // This rank for messages: "rank 3 on host node2", by its rank in the whole job.
   virtual std::string place() const { return "rank " + std::to_string(rank_); }
 
-  // x = sum over the ranks, in place. x: contiguous, F32, BF16 (fp32 sums, rounded once; by MPI's
-  // messages each partial sum is rounded), F64, I64.
+  // All-reduce (sum) of x in place. x: contiguous, F32, BF16 (summed in fp32, rounded once; by
+  // MPI's messages each partial sum is rounded), F64, I64.
   // On CUDA (device memory, NCCL) it is enqueued and comes before what is enqueued on the stream
   // later.
   void all_reduce_sum(Stream& stream, Matrix x, const char* label);
-  // The same in two halves: what is enqueued on the stream between them runs beside the sum, where
-  // the implementation can, and must leave x alone. Several sums may be under way.
+  // all_reduce_sum in two halves: what is enqueued on the stream between them overlaps it, where
+  // the implementation can, and must leave x alone. Several all-reduces may be under way.
   ReduceTicket all_reduce_sum_begin(Stream& stream, Matrix x, const char* label);
   void all_reduce_sum_wait(Stream& stream, ReduceTicket sum);
   // Host memory: receive = the ranks' `bytes` bytes, one after the other in rank order.
@@ -65,7 +65,7 @@ class Communicator {
   Communicator(int rank, int size) : rank_(rank), size_(size) {}
   // The bodies; called only when size() > 1.
   virtual void do_all_reduce_sum(Stream& stream, Matrix x) = 0;
-  // As they stand here: the sum is done when begin returns.
+  // Where they are not overridden, the all-reduce is done when begin returns.
   virtual ReduceTicket do_all_reduce_sum_begin(Stream& stream, Matrix x) {
     do_all_reduce_sum(stream, x);
     return 0;

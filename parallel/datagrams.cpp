@@ -112,7 +112,7 @@ Datagrams::~Datagrams() {
 
 void Datagrams::send(int rank, const char* packet, size_t bytes) {
   const Peer& peer = peers_[size_t(rank)];
-  // A full queue or an unreachable peer: the next message will tell as much.
+  // A full queue or an unreachable peer: the next message will say as much.
   constexpr int kFlags = MSG_DONTWAIT | MSG_NOSIGNAL;
   if (peer.local) {
     sockaddr_un name;

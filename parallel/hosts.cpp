@@ -36,7 +36,7 @@ Hosts find_hosts() {
             "MPI_Allgather");
   for (int r = 0; r < size; ++r) {
     std::string name = all.data() + kLongest * size_t(r);
-    // Hosts that call themselves alike (images of one machine) are told apart by their order.
+    // Hosts that call themselves alike (images of one machine) are distinguished by their order.
     std::set<int> before;
     for (int q = 0; q < r; ++q) {
       if (found.first_rank[size_t(q)] < found.first_rank[size_t(r)] &&

@@ -180,7 +180,7 @@ class Watchdog {
     });
   }
 
-  // Tells, lets the others tell, and ends the process: mpirun ends the job with our status.
+  // Reports, lets the others report, and ends the process: mpirun ends the job with our status.
   [[noreturn]] void give_up(const Snapshot& s) {
     const std::string text = describe(s);
     [[maybe_unused]] const ssize_t n = ::write(STDERR_FILENO, text.data(), text.size());

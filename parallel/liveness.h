@@ -1,7 +1,7 @@
-// No wait for a peer is without an end: each rank tells all others by small messages of its own
-// (parallel/datagrams.h) that it lives and whether it waits, and a thread beside the run ends the
-// job (status 3) when its rank waits for peers that will not come (parallel/peer_watch.h). Every
-// rank that still lives says in one line what it waited in, and for whom.
+// No wait for a peer is without an end: each rank reports to all others by small messages of its
+// own (parallel/datagrams.h) that it lives and whether it waits, and a thread beside the run ends
+// the job (status 3) when its rank waits for peers that will not come (parallel/peer_watch.h).
+// Every rank that still lives says in one line what it waited in, and for whom.
 //
 // Without a job of several ranks none of these functions does anything.
 #pragma once

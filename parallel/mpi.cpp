@@ -21,7 +21,7 @@
 namespace lorashard {
 namespace {
 
-// MPI has no bf16: sums of pairs in fp32, rounded.
+// MPI has no bf16: pairs are added in fp32, rounded.
 void sum_bf16(void* in, void* inout, int* length, MPI_Datatype*) {
   const auto* a = static_cast<const uint16_t*>(in);
   auto* b = static_cast<uint16_t*>(inout);
@@ -44,7 +44,7 @@ constexpr int64_t kPiece = int64_t{1} << 28;
 
 class MpiCommunicator final : public Communicator {
  public:
-  // Owns `comm` unless it is MPI_COMM_WORLD. Null `shared`: sums go by messages. `id`: see
+  // Owns `comm` unless it is MPI_COMM_WORLD. Null `shared`: all-reduces go by messages. `id`: see
   // WaitGroup.
   MpiCommunicator(MPI_Comm comm, std::shared_ptr<SharedSum> shared, uint64_t id)
       : Communicator(rank_of(comm), size_of_comm(comm)),
@@ -63,7 +63,7 @@ class MpiCommunicator final : public Communicator {
     const PeerWait wait(group_, "split", "ranks");
     wait_for_all(comm_);
     check_mpi(MPI_Comm_split(comm_, color, rank(), &part), "MPI_Comm_split");
-    // The same ranks in the same order sum in the same window: tensor and world at TP = N.
+    // Equal ranks in equal order share one window: tensor and world at TP = N.
     std::shared_ptr<SharedSum> shared = shared_;
     if (shared && size_of_comm(part) != size()) shared = std::make_shared<SharedSum>();
     const uint64_t id = (group_.id * 1000 + ++splits_) * 1000003 + uint64_t(color) + 1;

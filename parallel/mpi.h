@@ -31,7 +31,7 @@ enum class SumPath { SharedMemory, Messages };
 // ranks make their calls in the same order over all communicators, not only within each.
 std::unique_ptr<Communicator> make_world_communicator(SumPath path = SumPath::SharedMemory);
 
-// The communicator's last sum went through shared memory.
+// The communicator's last all-reduce went through shared memory.
 bool sums_in_shared_memory(const Communicator& communicator);
 
 // This rank's number among the ranks of its host, and their count.
@@ -41,7 +41,7 @@ struct HostRank {
 HostRank host_rank();
 
 // True on the first rank of this host that asks in this job, false on all others, also after the
-// first one is gone: of several that meet the same error, one tells it. True where there is no
+// first one is gone: of several that meet the same error, one reports it. True where there is no
 // MpiEnvironment, or its MPI gave no shared memory. May be called in a signal handler.
 bool first_of_host_to_ask();
 

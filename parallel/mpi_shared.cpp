@@ -65,7 +65,7 @@ void add_parts(T* out, const std::vector<const void*>& parts, int64_t begin, int
   }
 }
 
-// The same for F32 and BF16: fp32 sums, rounded once.
+// out of F32 or BF16: accumulated in fp32, rounded once.
 void add_parts(Stream& stream, void* out, DType dtype, const std::vector<const void*>& parts,
                int64_t begin, int64_t n) {
   float sum[kBlock];

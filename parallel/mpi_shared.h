@@ -1,5 +1,5 @@
-// Sums over the ranks of one host through memory that they share (an MPI-3 shared window), so that
-// a payload is copied once and read by its peers, instead of going through MPI's own buffers.
+// All-reduce between the ranks of one host through memory that they share (an MPI-3 shared window),
+// so that a payload is copied once and read by its peers, instead of going through MPI's buffers.
 //
 // Each rank owns a segment: a counter and two buffers of one chunk. A payload goes chunk by chunk,
 // the buffers in turn. Two ways, chosen by ranks and size alone, so that all ranks choose alike:
@@ -38,7 +38,7 @@ class SharedSum {
   SharedSum(const SharedSum&) = delete;
   SharedSum& operator=(const SharedSum&) = delete;
 
-  // x = sum over the ranks of `comm`, in place; x as in Communicator::all_reduce_sum. False, with x
+  // All-reduce (sum) over `comm`, in place; x as in Communicator::all_reduce_sum. False, with x
   // as it was, on every rank, where there is no window: the ranks are of several hosts, or it could
   // not be made (one rank of the host says why on stderr, once). Collective; the first call makes
   // the window. REQUIRES: `comm` has the same ranks in the same order in every call.

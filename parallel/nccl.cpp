@@ -55,8 +55,8 @@ struct Member {
   }
 };
 
-// What the communicators of one compute stream share: the collective stream, the sums under way and
-// the NCCL communicators, which fail together.
+// What the communicators of one compute stream share: the collective stream, the all-reduces under
+// way and the NCCL communicators, which fail together.
 class Device {
  public:
   explicit Device(Stream& stream) : compute_(selected(stream)) {
@@ -79,11 +79,11 @@ class Device {
   void leave(Member* member);
 
   ReduceTicket begin(const Member& member, Matrix x, const char* label);
-  // What is enqueued on the compute stream from now on comes after the sum.
+  // What is enqueued on the compute stream from now on comes after the all-reduce.
   void wait(ReduceTicket sum) { slot(sum).after.order(compute_.compute); }
 
   // Ends every communicator where it stands. What waits for them on the device goes on, with
-  // meaningless sums.
+  // meaningless values.
   void abort() noexcept;
 
  private:
@@ -93,8 +93,8 @@ class Device {
     return *stream.cuda();
   }
 
-  // Sums begun last, in a ring. Where a slot was used again, its event marks a later point of the
-  // same stream: who waits for it waits for the earlier sum too.
+  // All-reduces begun last, in a ring. Where a slot was used again, its event marks a later point
+  // of the stream: who waits for it waits for the earlier all-reduce too.
   static constexpr int64_t kSlots = 32;
   struct Sum {
     cuda::Event before, after;
@@ -105,21 +105,21 @@ class Device {
   Sum& slot(ReduceTicket sum) { return sums_[size_t(sum % kSlots)]; }
 
   void watch();
-  // While the host waits for the device, this rank waits for peers where a sum has begun on it.
+  // While the host waits for the device, this rank waits for peers where an all-reduce has begun.
   void note_wait(const Sum* oldest);
-  // Aborts, and throws the Error that names the oldest sum under way.
+  // Aborts, and throws the Error that names the oldest all-reduce under way.
   [[noreturn]] void fail(const Member& member, const char* call, ncclResult_t result,
                          const std::string& label);
   void settle(const Member& member, const char* call, ncclResult_t result, milliseconds patience,
               const std::string& label);
-  // The oldest sum that is not done; null if all are.
+  // The oldest all-reduce that is not done; null if all are.
   Sum* oldest();
 
   CudaStream& compute_;
   cudaStream_t stream_ = nullptr;
   std::array<Sum, kSlots> sums_;
   ReduceTicket last_ = 0;
-  ReduceTicket done_ = 0;  // sums up to this one are known to be done
+  ReduceTicket done_ = 0;  // all-reduces up to this one are known to be done
   std::optional<PeerWait> waiting_;
   ReduceTicket waiting_for_ = 0;
   std::vector<std::unique_ptr<Member>> members_;
@@ -230,7 +230,7 @@ Device::Sum* Device::oldest() {
 }
 
 void Device::note_wait(const Sum* oldest) {
-  // A sum behind kernels of this rank's own waits for nobody.
+  // An all-reduce behind kernels of this rank's own waits for nobody.
   if (!oldest || !oldest->before.passed()) return waiting_.reset();
   const ReduceTicket ticket = done_ + 1;
   if (waiting_ && waiting_for_ == ticket) return;

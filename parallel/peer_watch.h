@@ -1,5 +1,5 @@
 // Decides from heartbeats whether a rank waits for peers that will never come. Pure: time and
-// heartbeats are handed in (parallel/liveness.h does that), so that tests need no network.
+// heartbeats are arguments (from parallel/liveness.h), so that tests need no network.
 //
 // A rank that is heard of and computes, evaluates or writes may take as long as it likes. A wait
 // ends where one of its ranks has been silent for the timeout, or where no rank of the job has got

@@ -51,7 +51,7 @@ struct Group {
   }
 };
 
-// Sums the ranks' arrays in rank order; every rank computes the same sums.
+// Adds the ranks' arrays in rank order; every rank computes the same values.
 template <class T, class Load, class Store>
 std::vector<T> sum_slots(const Group& group, int64_t n, Load load, Store store) {
   std::vector<T> sum(size_t(n), T{});

@@ -1,4 +1,4 @@
-// Products of blocks that lie in cache, the arithmetic of attention. Included by each
+// GEMM of blocks that lie in cache, the arithmetic of attention. Included by each
 // target_*.cpp after simd.h.
 
 namespace lorashard::LORASHARD_TARGET {
@@ -88,7 +88,7 @@ void block_product(float* c, int64_t ldc, const float* a, int64_t lda, const flo
     panel<1, TransposedA>(c + j, ldc, a, lda, b + j, ldb, m, k, accumulate, Part{int(n - j)});
 }
 
-// The same where `transposed` is known at run time only.
+// block_product where `transposed` is known at run time only.
 inline void any_block_product(float* c, int64_t ldc, const float* a, int64_t lda, bool transposed,
                               const float* b, int64_t ldb, int64_t m, int64_t n, int64_t k,
                               bool accumulate) {

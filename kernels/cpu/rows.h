@@ -325,7 +325,7 @@ inline void dot_rows(float* y, const float* x, const void* w, DType wt, int64_t 
   });
 }
 
-// One pass over memory: each piece is read twice while it is in cache, and the sum so far is
+// x is read from memory once: each piece is read twice while it is in cache, and the sum so far is
 // rescaled when the maximum grows.
 inline void row_max_sum(const void* x, DType xt, int64_t n, float* maximum, float* total) {
   constexpr int64_t kPiece = 2048;

@@ -201,7 +201,7 @@ LORASHARD_INLINE void typed(void* p, DType dtype, F f) {
   return dtype == DType::F32 ? f(static_cast<float*>(p)) : f(static_cast<BF16*>(p));
 }
 
-// The same with F16, which frozen weights may be stored in.
+// typed() with F16 too, which frozen weights may be stored in.
 template <class F>
 LORASHARD_INLINE void typed_weight(const void* p, DType dtype, F f) {
   return dtype == DType::F16 ? f(static_cast<const F16*>(p)) : typed(p, dtype, f);

@@ -57,7 +57,7 @@ struct CpuKernels {
   void (*dot_rows)(float* y, const float* x, const void* w, DType wt, int64_t ldw, int64_t n,
                    int64_t k);
   // c(m,n) = (or += when accumulate) op(a)(m,k) b(k,n) of blocks that lie in cache; a is stored
-  // (k,m) if `transposed`. Each element of the product is summed over k in order.
+  // (k,m) if `transposed`. Each element of c is accumulated over k in order.
   void (*block_product)(float* c, int64_t ldc, const float* a, int64_t lda, bool transposed,
                         const float* b, int64_t ldb, int64_t m, int64_t n, int64_t k,
                         bool accumulate);

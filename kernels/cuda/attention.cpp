@@ -97,14 +97,14 @@ void check_limits(const Pass& x, const Sequences& sequences, const AttentionShap
     fail_run("attention on CUDA", "the offsets of the sequences are not on the device");
 }
 
-// cuDNN's view of a pass, and why cuDNN cannot serve it (empty if its plan decides).
+// cuDNN's view of a call, and why cuDNN cannot serve it (empty if its plan decides).
 struct CudnnPass {
   CudnnShape shape;
   std::array<void*, kCudnnTensors> tensors{};
   std::string problem;
 };
 
-// As far as the shape alone tells.
+// By the shape alone; empty if cuDNN may serve it.
 std::string cudnn_problem(DType type, int64_t length, const AttentionShape& shape) {
   if (!has_cudnn()) return "this program was built without cuDNN";
   if (type != DType::BF16) return "cuDNN is used for BF16 only";
@@ -155,14 +155,14 @@ CudnnPass cudnn_pass(const Pass& x, const Sequences& sequences, const AttentionS
   return pass;
 }
 
-// True if cuDNN did the pass.
+// True if cuDNN did it.
 bool run_cudnn(Stream& stream, const Pass& x, const Sequences& sequences,
                const AttentionShape& shape) {
   const CudnnPass pass = cudnn_pass(x, sequences, shape);
   if (!pass.problem.empty()) return false;
   const CudnnPlan& plan = cudnn_plan(stream, pass.shape);
   if (!plan.graph) return false;
-  // A plan of another length may want more than what was reserved: no memory is taken in a step.
+  // A plan of another length may want more than what was reserved: a step allocates nothing.
   const size_t bytes = cudnn_scratch_bytes(plan, pass.shape);
   if (bytes > stream.reserved_bytes(ScratchSlot::Attention)) return false;
   void* scratch = stream.scratch(ScratchSlot::Attention, bytes);

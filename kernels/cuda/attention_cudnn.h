@@ -1,5 +1,5 @@
-// cuDNN's attention for a stream: which shapes it serves, its plans, kept with the stream, and a
-// pass. Plans: kernels/cuda/cudnn_graph.h.
+// cuDNN's attention for a stream: which shapes it serves, its plans, kept with the stream, and
+// how one runs. Plans: kernels/cuda/cudnn_graph.h.
 #pragma once
 
 #include "kernels/cuda/cudnn_graph.h"
@@ -16,11 +16,11 @@ inline constexpr int64_t kCudnnLengths = 128;
 // deterministic backward passes keep length x length scores.
 const CudnnPlan& cudnn_plan(Stream& stream, const CudnnShape& shape);
 
-// Bytes of scratch that a pass takes: the workspace and lse in cuDNN's order.
+// Bytes of scratch that a call takes: the workspace and lse in cuDNN's order.
 size_t cudnn_scratch_bytes(const CudnnPlan& plan, const CudnnShape& shape);
 
-// Enqueues a pass. lse(Tq, heads), its rows ld_lse apart, is written by the forward pass (where it
-// is kept) and read by the backward pass.
+// Enqueues attention. lse(Tq, heads), its rows ld_lse apart, is written by the forward pass (where
+// it is kept) and read by the backward pass.
 void cudnn_run(Stream& stream, const CudnnPlan& plan, const CudnnShape& shape,
                const std::array<void*, kCudnnTensors>& tensors, float* lse, int64_t ld_lse,
                void* scratch);

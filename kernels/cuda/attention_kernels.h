@@ -45,7 +45,7 @@ struct AttentionGrid {
   int64_t max_queries = 0, max_keys = 0;  // of one sequence
 };
 
-// Enqueue a pass. head_dim <= kMaxHeadDim. Errors: status 3.
+// Enqueue attention. head_dim <= kMaxHeadDim. Errors: status 3.
 void own_forward(cudaStream_t stream, const AttentionArgs<__nv_bfloat16>& args,
                  const AttentionGrid& grid);
 void own_forward(cudaStream_t stream, const AttentionArgs<float>& args, const AttentionGrid& grid);

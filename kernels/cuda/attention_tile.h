@@ -1,4 +1,4 @@
-// Tiles of bf16 rows in shared memory, and the products of fragments over them, for the tensor core
+// Tiles of bf16 rows in shared memory, and the mma of fragments over them, for the tensor core
 // attention kernels.
 //
 // A tile of N rows holds D columns, padded to D + 8, so that eight rows at one column lie in
@@ -74,7 +74,7 @@ __device__ __forceinline__ FragmentA load_a(const bf16* at) {
   return a;
 }
 
-// Two B fragments (k 16, n 16) from a tile whose rows are n and columns k: the product is with the
+// Two B fragments (k 16, n 16) from a tile whose rows are n and columns k: b is the
 // tile's transpose.
 template <int D>
 __device__ __forceinline__ void load_b_rows(FragmentB (&b)[2], const bf16* at) {
@@ -83,7 +83,7 @@ __device__ __forceinline__ void load_b_rows(FragmentB (&b)[2], const bf16* at) {
   load_matrices(r, at + (lane / 16 * 8 + lane % 8) * kTileLd<D> + lane / 8 % 2 * 8);
   b[0] = {{r[0], r[1]}}, b[1] = {{r[2], r[3]}};
 }
-// The same from a tile whose rows are k and columns n.
+// Two B fragments (k 16, n 16) from a tile whose rows are k and columns n.
 template <int D>
 __device__ __forceinline__ void load_b_columns(FragmentB (&b)[2], const bf16* at) {
   const int lane = int(threadIdx.x) % 32;

@@ -33,7 +33,7 @@ __device__ __forceinline__ void take(MaxSum& m, const Floats<V>& x) {
 }
 
 // A block a row: rows are long (a rank's part of the vocabulary) and few, so that the block is as
-// large as the row fills, up to the largest there is. One pass over memory.
+// large as the row fills, up to the largest there is. Logits are read once.
 template <class T>
 __global__ void __launch_bounds__(1024)
     cross_entropy_stats_kernel(float* stats, int64_t ld_stats, Input<T> logits, int64_t cols,

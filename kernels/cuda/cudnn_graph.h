@@ -25,11 +25,11 @@ struct CudnnShape {
   float scale = 1;
   bool backward = false;
   bool keep_lse = true;                     // forward only
-  std::array<int64_t, kCudnnTensors> ld{};  // of the matrices that the pass has
+  std::array<int64_t, kCudnnTensors> ld{};  // of the matrices that it has
   auto operator<=>(const CudnnShape&) const = default;
 };
 
-// The same with all rows contiguous.
+// The shape with all rows contiguous.
 CudnnShape contiguous(CudnnShape shape);
 
 struct CudnnPlan {
@@ -48,7 +48,7 @@ CudnnPlan make_cudnn_plan(const CudnnShape& shape, cudnnContext* handle);
 CudnnPlan make_cudnn_plan(const CudnnShape& shape, const std::string& device,
                           int compute_capability);
 
-// Enqueues the pass on the handle's stream. tensors: by CudnnTensor; lse: batch * heads * length
+// Enqueues the graph on the handle's stream. tensors: by CudnnTensor; lse: batch * heads * length
 // floats, length innermost, may be null if the plan keeps none. Error (status 3) naming the plan.
 void execute(const CudnnPlan& plan, cudnnContext* handle,
              const std::array<void*, kCudnnTensors>& tensors, void* lse, void* workspace);

@@ -39,7 +39,7 @@ struct MaskOnDevice {
     const uint64_t key = (m.seed + 1) * 0x9E3779B97F4A7C15ull ^ (uint64_t(Purpose::Dropout) << 56);
     k0 = uint32_t(key);
     k1 = uint32_t(key >> 32);
-    // As kernels/dropout.cpp, uniform01(word) >= p in integers, here of the whole word.
+    // uniform01(word) >= p in integers (kernels/dropout.cpp), here of the whole word.
     least = uint32_t(std::ceil(double(m.p) * 0x1p24)) << 8;
   }
   // The words of columns 4 quad to 4 quad + 3 in the row of this key.

@@ -1,4 +1,4 @@
-// The CUDA twins of the kernels. Contracts are those of the public headers (kernels/*.h); every
+// The kernels' CUDA implementations. Contracts are those of the public headers (kernels/*.h); every
 // pointer and matrix lies in device memory but where said otherwise, and calls enqueue and return.
 // Errors: status 3, naming the call and the device.
 #pragma once

@@ -24,7 +24,7 @@ struct Sum {
   }
 };
 
-// A pass of its own, after the mean: the difference of two sums would lose what a small spread
+// Formed on its own, after the mean: the difference of two sums would lose what a small spread
 // about a large mean has.
 template <class T>
 struct SumOfSquaresAbout {

@@ -1,11 +1,11 @@
-// LoRA's products with dropout where all operands are F32: tiles in shared memory, fp32 arithmetic.
+// LoRA's GEMMs with dropout where all operands are F32: tiles in shared memory, fp32 arithmetic.
 #include "kernels/cuda/lora_dropout_kernels.h"
 
 namespace lorashard::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-// A block makes (kM, kN) of a product, kDepth summands at a time; a thread 2 x 4 of it.
+// A block makes (kM, kN) of the result, kDepth summands at a time; a thread 2 x 4 of it.
 constexpr int kM = 32, kN = 64, kDepth = 32;
 constexpr int kLdA = kM + 2, kLdB = kN + 4;  // keep the alignment of pairs and of fours
 
@@ -16,7 +16,7 @@ struct Tiles {
 
   __device__ __forceinline__ int m() const { return int(threadIdx.x) / 16 * 2; }
   __device__ __forceinline__ int n() const { return int(threadIdx.x) % 16 * 4; }
-  // Adds the product of what stands in the tiles. The whole block calls it.
+  // Accumulates the GEMM of what stands in the tiles. The whole block calls it.
   __device__ __forceinline__ void multiply() {
     __syncthreads();
 #pragma unroll 8

@@ -1,4 +1,4 @@
-// What the kernels of LoRA's products with dropout share (kernels/lora_dropout.h): on tensor cores
+// What the kernels of LoRA's GEMMs with dropout share (kernels/lora_dropout.h): on tensor cores
 // where x or dx is BF16 (lora_dropout.cu), in fp32 else (lora_dropout_f32.cu).
 //
 // Columns are those of the mask (MaskOnDevice): local column j is column skew + j, so that a thread
@@ -31,7 +31,7 @@ Split split_sum(Stream& stream, Matrix y, int64_t depth, int64_t unit, int64_t b
 // y = (or += if accumulate) the sum of the parts, where there are several.
 void add_parts(Stream& stream, Matrix y, const Split& split, bool accumulate);
 
-// The fp32 products.
+// The fp32 kernels.
 void forward_f32(Stream& stream, Matrix u, ConstMatrix x, ConstMatrix a, const MaskOnDevice& mask);
 void wgrad_f32(Stream& stream, Matrix da, ConstMatrix t, ConstMatrix x, const MaskOnDevice& mask);
 void dgrad_f32(Stream& stream, Matrix dx, ConstMatrix t, ConstMatrix a, const MaskOnDevice& mask);

@@ -1,4 +1,4 @@
-// Element-wise passes over matrices, as one kernel that each pass instantiates with its operation.
+// Elementwise kernels over matrices: one template that each instantiates with its operation.
 //
 // An operation is a small struct, passed by value, with
 //   static constexpr int kColumns;                                the columns of a vector access
@@ -16,7 +16,7 @@ namespace lorashard::cuda {
 
 inline constexpr int kMapThreads = 256;
 
-// One thread a vector: these passes do little arithmetic, and a full device of single 16-byte
+// One thread a vector: these kernels do little arithmetic, and a full device of single 16-byte
 // accesses keeps the memory busy. Blocks cover 2^k vectors of a row times 256 / 2^k rows, so that
 // narrow matrices fill them too. Strides serve only what exceeds the largest grid: unrolling them
 // would only cost registers.

@@ -1,4 +1,4 @@
-// Matrix products by cuBLASLt.
+// GEMM by cuBLASLt.
 //
 // cuBLASLt is column-major: it reads a row-major matrix as its transpose. So it is asked for y^T,
 // with the second operand first.
@@ -31,10 +31,10 @@ void check(cublasStatus_t status, const char* call, const std::string& what = {}
 
 // What NVIDIA recommends for Hopper and later; earlier devices need 4 MiB.
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
-// Plans kept; a run has a few dozen products, each at a few numbers of tokens.
+// Plans kept; a run has a few dozen GEMMs, each at a few token counts.
 constexpr size_t kMostPlans = 4096;
 
-// One operand of the product as the caller gave it: row-major, and whether it is meant transposed.
+// One operand of the GEMM as the caller gave it: row-major, and whether it is meant transposed.
 struct Operand {
   ConstMatrix m;
   bool transposed;

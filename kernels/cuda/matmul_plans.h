@@ -1,4 +1,4 @@
-// cuBLASLt as one stream uses it: handle, workspace and the algorithm chosen for each product.
+// cuBLASLt as one stream uses it: handle, workspace and the algorithm chosen for each GEMM.
 #pragma once
 
 #include <memory>

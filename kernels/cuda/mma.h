@@ -1,4 +1,4 @@
-// Tensor core products, the loads of their fragments, and asynchronous copies, as named device
+// Tensor core mma, the loads of their fragments, and asynchronous copies, as named device
 // functions: one PTX instruction each under nvcc; in simulation a body that follows the fragment
 // layouts of the PTX ISA (9.7.15, "Matrix fragments for mma.m16n8k16"; "ldmatrix"), so that
 // kernels are tested with their real fragment arithmetic.
@@ -64,7 +64,7 @@ __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const __nv_bfloa
                : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
                : "memory");
 }
-// As above; r[m] is matrix m, rows 2t and 2t + 1, column g.
+// load_matrices of the matrices' transposes: r[m] is matrix m, rows 2t and 2t + 1, column g.
 __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4],
                                                          const __nv_bfloat16* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -106,7 +106,7 @@ __device__ inline float half_of(uint32_t pair, int high) {
   return __uint_as_float(high ? pair & 0xffff0000u : pair << 16);
 }
 
-// Sums in fp32, one product after the other.
+// Accumulates in fp32, one term after the other.
 __device__ inline void mma(FragmentC& c, const FragmentA& a, const FragmentB& b) {
   const uint32_t mine[6] = {a.x[0], a.x[1], a.x[2], a.x[3], b.x[0], b.x[1]};
   const auto* lanes = cudasim::warp_exchange(~0u, mine, 6).word;

@@ -12,7 +12,7 @@ namespace lorashard::cuda {
 inline constexpr int kNormThreads = 256;
 
 // Up to this many vectors a group is the work of a part of a warp, which needs no barriers and lets
-// one block serve many heads; longer ones take a block each. Either way the second pass finds the
+// one block serve many heads; longer ones take a block each. Either way the second read finds the
 // group in the L1 cache.
 inline constexpr int64_t kWarpVectors = 128;
 
@@ -69,7 +69,7 @@ struct Residual {
   Input<T> delta;
   Input<Any> bias;
   explicit Residual(const ResidualAdd& add) : sum(add.sum), delta(add.delta), bias(add.bias) {}
-  // What the norm works on, in its first pass and after it.
+  // What the norm works on, in its first read and after it.
   template <int V>
   __device__ __forceinline__ Floats<V> add_to(const Input<T>& x, int64_t row, int64_t col) const {
     Floats<V> v = x.template at<V>(row, col);

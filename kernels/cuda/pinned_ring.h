@@ -45,7 +45,7 @@ class Event {
   cudaEvent_t event_ = nullptr;
 };
 
-// Slots of page-locked memory used in turn. A slot is handed out again once the copy that last read
+// Slots of page-locked memory used in turn. A slot is used again once the copy that last read
 // it is done.
 class PinnedRing {
  public:

@@ -8,7 +8,7 @@
 namespace lorashard::cuda {
 namespace {
 
-// A row of the pass is a token and up to kHeads of its heads, a column one of the R pairs: the
+// A row of the kernel is a token and up to kHeads of its heads, a column one of the R pairs: the
 // cosines and sines are read once for kHeads heads.
 template <class T>
 struct Rotate {
@@ -18,7 +18,7 @@ struct Rotate {
   Input<float> cos_sin;
   const int32_t* positions;
   int64_t heads, d, r;
-  uint32_t parts;  // rows of the pass a token; tokens times heads stay below 2^31
+  uint32_t parts;  // rows of the kernel a token; tokens times heads stay below 2^31
   float sign;
   template <int V>
   __device__ void run(int64_t row, int64_t col) const {

@@ -36,7 +36,7 @@ class Operand {
     copy_to_device(stream_, device_.data(), host_.data(), int64_t(host_.size()));
     return *this;
   }
-  // As it was put there.
+  // The value that was put there.
   double operator()(int64_t i, int64_t j) const {
     return load_scalar(host_.data(), type_, i * ld_ + j);
   }
@@ -66,7 +66,7 @@ class Operand {
   Buffer device_;
 };
 
-// Numbers for kernels to read: ids, labels, codes.
+// Integers for kernels to read: ids, labels, codes.
 template <class T>
 class Numbers {
  public:

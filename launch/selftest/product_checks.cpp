@@ -1,4 +1,4 @@
-// Matrix products, those of LoRA with dropout included.
+// GEMM, LoRA's with dropout included.
 #include <array>
 
 #include "kernels/lora_dropout.h"
@@ -72,7 +72,8 @@ Parts tn(Stream& s, DType type) {
   return parts;
 }
 
-// A rank on either side of a tile, and slices that begin within and on a group of random words.
+// A lora_rank on either side of a tile, and slices that begin within and on a group of random
+// words.
 Parts lora_dropped(Stream& s, DType type) {
   constexpr int64_t kRows = 37;
   constexpr float kP = 0.25f;

@@ -1,4 +1,4 @@
-// Passes over rows and elements, look-ups, dropout, and quantised weights.
+// Kernels over rows and elements, look-ups, dropout, and dequantising.
 #include "kernels/dequantize.h"
 #include "kernels/dropout.h"
 #include "kernels/elementwise.h"

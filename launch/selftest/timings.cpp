@@ -65,7 +65,7 @@ std::vector<std::string> timings(Stream& stream, const AttentionShape& shape, co
     Operand x(stream, kM, kK, DType::BF16, 1), w(stream, kN, kK, DType::BF16, 2);
     const double t = seconds_of(stream, [&] { matmul_nt(stream, y.matrix, x, w); });
     lines.push_back(
-        line("bf16 product, 8192 cubed", t, 2.0 * kM * kN * kK, &Machine::bf16_flops, "TFLOP"));
+        line("bf16 GEMM, 8192 cubed", t, 2.0 * kM * kN * kK, &Machine::bf16_flops, "TFLOP"));
   }
   {
     constexpr int64_t kLength = 4096;
@@ -80,7 +80,7 @@ std::vector<std::string> timings(Stream& stream, const AttentionShape& shape, co
       attention_forward(stream, o.matrix, matrix(lse.data(), kLength, shape.heads, DType::F32), q,
                         k, v, one, shape);
     });
-    // Two products over half of the square.
+    // Two GEMMs over half of the square.
     const double flops = 4.0 * double(wide) * kLength * kLength / 2;
     lines.push_back(line("bf16 attention, 4096 tokens", t, flops, &Machine::bf16_flops, "TFLOP"));
   }

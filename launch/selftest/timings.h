@@ -1,4 +1,4 @@
-// How fast a real device is at a product, an attention and a copy, beside its data sheet.
+// How fast a real device is at a GEMM, attention and a copy, beside its data sheet.
 #pragma once
 
 #include <string>

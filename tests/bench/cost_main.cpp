@@ -131,7 +131,7 @@ double per_device(const StepCost& step, const TrainingJob& job) {
 void print_published() {
   std::printf(
       "| published run | tokens/s a GPU | Gflop a token | share of the peak, whole step | share "
-      "that products and attention reach | the same, all layers' sums hidden |\n"
+      "that GEMMs and attention reach | the same, all layers' all-reduces hidden |\n"
       "| --- | --- | --- | --- | --- | --- |\n");
   for (const PublishedRun& run : published_runs()) {
     const Machine& h100 = *find_machine("h100-sxm");
@@ -152,7 +152,7 @@ void print_predictions() {
   std::printf(
       "\n| job | machine | layout | halves in flight | recomputed: layers + gate and up of | s a "
       "step "
-      "| tokens/s a GPU | sums' share of the step | GiB a GPU |\n"
+      "| tokens/s a GPU | all-reduces' share of the step | GiB a GPU |\n"
       "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n");
   const auto line = [](const char* name, const Machine& machine, const TrainingJob& job) {
     const StepCost step = step_cost(job, machine);
@@ -183,7 +183,7 @@ void print_predictions() {
 // How much hangs on the assumed efficiencies.
 void print_range() {
   std::printf(
-      "\n| efficiencies | products | attention forward, backward | memory | links | hidden | "
+      "\n| efficiencies | GEMMs | attention forward, backward | memory | links | hidden | "
       "tokens/s a GPU: H100 | H200 | B200 |\n"
       "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n");
   const std::pair<const char*, Efficiency> cases[] = {
@@ -227,17 +227,17 @@ void print_shares() {
   const auto product = [](const KernelCost& k) { return k.kernel.starts_with("matmul"); };
   const auto attention = [](const KernelCost& k) { return k.kernel.starts_with("attention"); };
   for (const char* part : {"forward", "recompute", "backward", "lora", "loss"}) {
-    line((std::string("products, ") + part).c_str(),
+    line((std::string("GEMMs, ") + part).c_str(),
          sum([&](const KernelCost& k) { return product(k) && k.part == part; }));
   }
   line("attention", sum(attention));
   line("other kernels", sum([&](const KernelCost& k) { return !product(k) && !attention(k); }));
   for (const ReductionCost& r : step.slowest.reductions) {
-    line(("sum, " + r.label).c_str(), r.exposed_seconds);
+    line(("all-reduce, " + r.label).c_str(), r.exposed_seconds);
   }
 }
 
-// What would have to be true for the published rates with bf16 products.
+// What would have to be true for the published rates with bf16 GEMMs.
 void print_needs() {
   std::printf("\n| to reach | with | share of the bf16 peak needed |\n| --- | --- | --- |\n");
   for (const PublishedRun& run : published_runs()) {

@@ -1,9 +1,9 @@
 // What the benchmarks of kernels share. Every kernel's rate stands beside its roofline, measured in
-// the same run: oneDNN's sgemm for products, a parallel copy for passes over memory.
+// the same run: oneDNN's sgemm for GEMMs, a parallel copy for kernels bound by memory.
 //
 // Columns: rate in GFLOP/s or GB/s, roof in the same unit, share = rate / roof. Rates are those of
 // the fastest iteration, because other programs slow a shared machine down but never speed it up. A
-// pass whose operands stay in a cache may be faster than the copy, which goes to memory.
+// kernel whose operands stay in a cache may be faster than the copy, which goes to memory.
 // Threads: BENCH_THREADS, by default what the process may run on.
 #pragma once
 
@@ -53,7 +53,7 @@ inline double fastest(const auto& call) {
   return best;
 }
 
-// Memory filled with small values, so that no pass meets denormals or pages not yet touched.
+// Memory filled with small values, so that no kernel meets denormals or pages not yet touched.
 struct Data {
   Data(int64_t rows, int64_t cols, DType t)
       : buffer(stream(), size_t(rows * cols * size_of(t))),
@@ -91,7 +91,7 @@ inline double sgemm_rate(int64_t m, int64_t n, int64_t k) {
          });
 }
 
-// The rate of attention's roof: a product large enough for oneDNN's best.
+// The rate of attention's roof: a GEMM large enough for oneDNN's best.
 inline double best_sgemm_rate() {
   static const double rate = sgemm_rate(1024, 576, 576);
   return rate;

@@ -1,5 +1,5 @@
-// Kernels that pass over memory, on 1024 tokens of a small model or on rows of logits: their roof
-// is the rate of a copy. Passes that compute much for each value (dropout draws random words, gated
+// Elementwise and row kernels, on 1024 tokens of a small model or on rows of logits: their roof is
+// the rate of a copy. Those that compute much for each value (dropout draws random words, gated
 // activations and cross entropy take exponentials) stay below it on one thread.
 #include "kernels/activation.h"
 #include "kernels/adamw.h"

@@ -1,5 +1,5 @@
-// Kernels that multiply: their roof is oneDNN's sgemm, on the same shape for products and on a
-// large one for attention. Decoding reads a cache once, and its roof is the copy.
+// GEMM and attention: their roof is oneDNN's sgemm, on the same shape for GEMMs and on a large one
+// for attention. Decoding reads a cache once, and its roof is the copy.
 #include "kernels/attention.h"
 #include "kernels/lora_dropout.h"
 #include "kernels/matmul.h"
@@ -50,8 +50,8 @@ BENCHMARK(MatmulTN<F, F>)->Name("MatmulTN/f32")->Apply(factor_gradients);
 BENCHMARK(MatmulTN<F, B>)->Name("MatmulTN/f32_bf16")->Apply(factor_gradients);
 BENCHMARK(MatmulTN<B, B>)->Name("MatmulTN/bf16")->Apply(factor_gradients);
 
-// Products with A under dropout. What they are held against is not a roof but the same in two
-// passes, dropout() to memory and a product.
+// GEMMs with A under dropout. What they are held against is not a roof but two kernels: dropout()
+// to memory and a GEMM.
 enum class LoraDropout { FORWARD, WGRAD, DGRAD };
 template <LoraDropout Which, DType T>
 void LoraDropoutProduct(benchmark::State& state) {
@@ -126,7 +126,7 @@ struct AttentionData {
              .head_dim = d,
              .group = heads / kv_heads,
              .scale = 0.125f};
-    // Query-key pairs, times D multiply-adds, for one of the products.
+    // Query-key pairs, times D multiply-adds, for one of the GEMMs.
     flops = 2.0 * double(batch * heads * d) * double(queries) *
             (double(t) - 0.5 * double(queries) + 0.5);
   }

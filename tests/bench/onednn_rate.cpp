@@ -1,10 +1,10 @@
-// oneDNN's own rate on a model's products: the roof that step_bench.py holds a whole step against.
+// oneDNN's own rate on a model's GEMMs: the roof that step_bench.py holds a whole step against.
 //   onednn_rate --threads T --rows M --type f32|bf16 N,K [N,K]...
-// For each weight (N,K) the forward product y(M,N) = x(M,K) w(N,K)^T and the input gradient
-// dx(M,K) = dy(M,N) w(N,K), each the fastest of several calls. One JSON object a product:
+// For each weight (N,K) the forward GEMM y(M,N) = x(M,K) w(N,K)^T and the input gradient
+// dx(M,K) = dy(M,N) w(N,K), each the fastest of several calls. One JSON object a GEMM:
 //   {"product":"forward","n":576,"k":576,"seconds":0.0051,"gflops":133.1,"path":"sgemm"}
 // fp32 takes the faster of dnnl_sgemm and the matmul primitive. bf16 is the primitive alone, with
-// fp32 sums; exit status 4 if the processor has no bf16 units, where oneDNN emulates or refuses.
+// fp32 accumulation; exit status 4 if the processor has no bf16 units, where oneDNN emulates it.
 // Exit status 2: wrong usage.
 #include <omp.h>
 
@@ -39,7 +39,7 @@ double fastest(const Call& call) {
   return best;
 }
 
-// Values around 1, so that no product meets denormals.
+// Values around 1, so that no GEMM meets denormals.
 std::vector<char> filled(int64_t values, Type type) {
   const size_t width = type == Type::f32 ? 4 : 2;
   std::vector<char> bytes(size_t(values) * width);

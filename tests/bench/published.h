@@ -43,7 +43,7 @@ inline TrainingJob bf16_job(const ModelConfig& model, int64_t sequence, int64_t 
   return job;
 }
 
-// MLPerf Training, Llama 2 70B LoRA: GovReport packed to 8192 tokens, rank 16 on the attention
+// MLPerf Training, Llama 2 70B LoRA: GovReport packed to 8192 tokens, lora_rank 16 on the attention
 // projections, 8 sequences a step.
 inline TrainingJob mlperf_llama2_70b() { return bf16_job(llama_70b(32000), 8192, 8); }
 
@@ -55,18 +55,18 @@ struct PublishedRun {
   std::string name;
   TrainingJob job;
   double tokens_per_second;  // of one device
-  bool fp8;                  // products on fp8 units
+  bool fp8;                  // GEMMs on fp8 units
 };
 
 inline std::vector<PublishedRun> published_runs() {
   return {{"MLPerf Llama 2 70B LoRA, fp8, 28 min", mlperf_llama2_70b(), 2200, true},
-          // The same tokens in 116 instead of 28 minutes.
+          // As many tokens in 116 instead of 28 minutes.
           {"MLPerf Llama 2 70B LoRA, unfused PyTorch, bf16, 116 min", mlperf_llama2_70b(),
            2200.0 * 28 / 116, false},
           {"NeMo Llama 3 70B LoRA, fp8", nemo_llama3_70b(), 2643, true}};
 }
 
-// The same with two sequences at once, so that two halves are in flight.
+// The job with two sequences at once, so that two halves are in flight.
 inline TrainingJob in_two_halves(TrainingJob job) {
   job.micro_batch = 2;
   job.overlap = true;
@@ -84,7 +84,7 @@ inline Machine with_fp8(Machine m) {
   return m;
 }
 
-// The share of the peak, the same for products and attention, at which the job reaches
+// The share of the peak, equal for GEMMs and attention, at which the job reaches
 // `tokens_per_second` a device on `machine`; above 1: out of reach.
 inline double needed_efficiency(const TrainingJob& job, const Machine& machine,
                                 double tokens_per_second) {
@@ -99,7 +99,7 @@ inline double needed_efficiency(const TrainingJob& job, const Machine& machine,
 }
 
 // The share of the peak that a published figure implies on H100s if nothing was recomputed and this
-// share of the layers' sums was hidden behind products.
+// share of the layers' all-reduces was hidden behind GEMMs.
 inline double implied_efficiency(const PublishedRun& run, double overlap) {
   TrainingJob job = in_two_halves(run.job);
   job.recompute = Recompute::None;

@@ -5,7 +5,7 @@
   python3 tests/bench/step_bench.py --only speed,ranks --models smol135 --dtypes fp32
   python3 tests/bench/step_bench.py --quick                    # a smoke run of about a minute
 
-Ours, oneDNN's products and the peers run in turns on the same processors, and the best of several
+Ours, oneDNN's GEMMs and the peers run in turns on the same processors, and the best of several
 rounds counts, because other programs slow a shared machine down but never speed it up. Models have
 random weights and are made here; peers run if a Python with torch, transformers and peft is given or
 found. Needs the standard library alone, a build with -DLORASHARD_BENCH=ON, and 10 GB of disk for the

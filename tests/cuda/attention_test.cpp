@@ -12,7 +12,7 @@ namespace {
 
 using Case = AttentionCase;
 
-// A host matrix's twin in device memory, gaps included.
+// A copy of a host matrix in device memory, gaps included.
 struct OnDevice {
   OnDevice(Stream& stream, HostMatrix& host)
       : stream(stream), host(host), buffer(stream, host.bytes.size()) {
@@ -32,7 +32,7 @@ struct OnDevice {
 struct Problem : AttentionProblem {
   using AttentionProblem::AttentionProblem;
 
-  // The same numbers, stored in fp32.
+  // Equal values, stored in fp32.
   Problem in_f32(const Case& c) const {
     Problem wide(c, DType::F32, 0);
     const auto copy = [](HostMatrix& to, const HostMatrix& from) {

@@ -1,4 +1,4 @@
-// LoRA's products with dropout on the device, against their definition and the CPU.
+// LoRA's GEMMs with dropout on the device, against their definition and the CPU.
 #include "kernels/lora_dropout.h"
 
 #include "tests/cuda/device.h"

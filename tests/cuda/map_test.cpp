@@ -233,7 +233,7 @@ TEST_P(MapKernels, Dropout) {
       }
 }
 
-// Counters beyond 2^32 reach the high words: rows and sites are told apart there.
+// Counters beyond 2^32 reach the high words: rows and sites differ there.
 TEST_P(MapKernels, DropoutHighCounters) {
   HostMatrix x(2, 32, F), want(2, 32, F);
   x.fill(1);

@@ -1,4 +1,4 @@
-// Products by cuBLASLt against sums in double.
+// GEMM by cuBLASLt against sums in double.
 #include "kernels/matmul.h"
 
 #include <cublasLt.h>
@@ -17,7 +17,7 @@ struct Product {
   int64_t m, n, k;
 };
 
-// Values as the product reads them: in its own type.
+// Values as the GEMM reads them: in its own type.
 HostMatrix rounded(const HostMatrix& x, DType type) {
   HostMatrix r(x.rows, x.cols, type);
   for (int64_t i = 0; i < x.rows; ++i)
@@ -105,7 +105,7 @@ TEST(CudaMatmul, AddsABias) {
           DeviceMatrix dy(device, y);
           matmul_nt_bias(device, dy, dx, dw, d_bias);
           const DType type = xt == B || yt == B ? B : F;
-          // Without a product there is no epilogue, and nothing to round for it.
+          // Without a GEMM there is no epilogue, and nothing to round for it.
           const HostMatrix rx = rounded(x, type), rw = rounded(w, type),
                            added = s.k == 0 ? bias : rounded(bias, yt), got = dy.host();
           expect_near(

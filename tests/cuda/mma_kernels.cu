@@ -14,7 +14,7 @@ constexpr int kLd = 24;  // of the tiles in shared memory
 __global__ void product(float* d, const bf16* a, const bf16* b, const float* c, bool transposed) {
   SHARED_ARRAY(bf16, tile, 16 * kLd);
   const int lane = int(threadIdx.x), g = lane / 4, t = lane % 4;
-  // Both forms fill a 16 x 16 tile; what the product does not use is NaN.
+  // Both forms fill a 16 x 16 tile; what the mma does not use is NaN.
   for (int i = lane; i < 16 * 16; i += 32) {
     const int row = i / 16, col = i % 16;
     const bool used = transposed ? row < 8 : col < 8;

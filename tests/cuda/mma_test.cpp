@@ -1,4 +1,4 @@
-// The fragment arithmetic of kernels/cuda/mma.h against plain products.
+// The fragment arithmetic of kernels/cuda/mma.h against plain loops.
 #include "kernels/cuda/device.h"
 #include "kernels/transfer.h"
 #include "tests/cuda/device.h"

@@ -1,4 +1,4 @@
-// Sums by NCCL between MPI ranks, each a process with its own device.
+// All-reduce by NCCL between MPI ranks, each a process with its own device.
 //   mpirun -n N test_nccl
 // Without a device for each rank nothing is tested; the first rank says "SKIPPED".
 #include <gtest/gtest.h>

@@ -1,5 +1,5 @@
-// Sums by NCCL with ranks as threads of one process, each with its own device; on the simulator
-// also what goes wrong.
+// All-reduce by NCCL with ranks as threads of one process, each with its own device; on the
+// simulator also what goes wrong.
 #include "parallel/nccl.h"
 
 #include <gmock/gmock.h>
@@ -80,7 +80,7 @@ TEST(Nccl, SumsEveryType) {
   });
 }
 
-// What is enqueued between the halves runs beside the sum; what comes after wait() sees it.
+// What is enqueued between the halves runs beside the all-reduce; what comes after wait() sees it.
 TEST(Nccl, SumsInHalves) {
   NEEDS_CUDA_DEVICES(2);
   run_ranks(2, [](Communicator& world, Stream& stream) {
@@ -88,7 +88,7 @@ TEST(Nccl, SumsInHalves) {
     OnDevice<float> y(stream, std::vector<float>(kN, 2), DType::F32);
     std::vector<CollectiveCall> trace;
     world.set_trace(&trace);
-    for (int round = 0; round < 40; ++round) {  // more than the ring of sums under way
+    for (int round = 0; round < 40; ++round) {  // more than the ring of all-reduces under way
       const ReduceTicket first = world.all_reduce_sum_begin(stream, x.matrix, "first");
       const ReduceTicket second = world.all_reduce_sum_begin(stream, y.matrix, "second");
       world.all_reduce_sum_wait(stream, first);
@@ -181,8 +181,8 @@ TEST(Nccl, ARankThatNeverComesIsMissedInTime) {
       AllOf(HasSubstr("NCCL rank 0 of 2: ncclAllReduce of lora_gradient did not end in time")));
 }
 
-// An error of another kind leaves nothing that hangs: memory is freed while a sum that peers never
-// join is enqueued.
+// An error of another kind leaves nothing that hangs: memory is freed while an all-reduce that
+// peers never join is enqueued.
 TEST(Nccl, AnErrorElsewhereDoesNotHang) {
   NEEDS_CUDA_DEVICES(2);
   const std::string error = error_of_ranks(2, [](Communicator& world, Stream& stream) {

@@ -1,4 +1,4 @@
-// Device kernels that sum over rows or whole buffers, against their CPU references.
+// Device kernels that reduce over rows or whole buffers, against their CPU references.
 #include "kernels/adamw.h"
 #include "kernels/cross_entropy.h"
 #include "tests/cuda/device.h"

@@ -1,7 +1,7 @@
-// The part of cuBLASLt that lorashard calls, over oneDNN's sgemm: real products of F32 or BF16
-// operands, column-major, summed in fp32, and a bias added to each column. It refuses what the
+// The part of cuBLASLt that lorashard calls, over oneDNN's sgemm: real GEMMs of F32 or BF16
+// operands, column-major, accumulated in fp32, and a bias added to each column. It refuses what the
 // library refuses: types it does not join, leading dimensions too small, sizes that do not fit each
-// other, an algorithm used for another product or for less aligned memory than it was chosen for.
+// other, an algorithm used for another GEMM or for less aligned memory than it was chosen for.
 #include <cublasLt.h>
 #include <cuda_bf16.h>
 #include <cudasim/arena.h>
@@ -101,7 +101,7 @@ cublasStatus_t check(const Call& call) {
   const bool bf16 = a.type == CUDA_R_16BF && (d.type == CUDA_R_16BF || d.type == CUDA_R_32F);
   if (a.type != b.type || c.type != d.type || !(f32 || bf16)) return CUBLAS_STATUS_NOT_SUPPORTED;
   if (product.epilogue == CUBLASLT_EPILOGUE_BIAS) {
-    // For these products the library joins a bias of D's type only, and reads it in vectors.
+    // For these GEMMs the library joins a bias of D's type only, and reads it in vectors.
     if (product.bias_type != -1 && product.bias_type != int32_t(d.type))
       return CUBLAS_STATUS_NOT_SUPPORTED;
     if (!product.bias || reinterpret_cast<uintptr_t>(product.bias) % 16)

@@ -1,9 +1,9 @@
 // Where the ranks of one simulated NCCL communicator meet: POSIX shared memory named by the unique
 // id. Ranks may be processes or threads of one.
 //
-// Sums go piece by piece. Of piece number s each rank first writes its part (it may once every rank
-// has read piece s - 1) and then, when all have written theirs, adds the parts up in rank order:
-// all ranks get the same bits.
+// An all-reduce goes piece by piece. Of piece number s each rank first writes its part (it may once
+// every rank has read piece s - 1) and then, when all have written theirs, adds the parts up in
+// rank order: all ranks get the same bits.
 #pragma once
 
 #include <nccl.h>

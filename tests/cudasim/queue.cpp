@@ -64,7 +64,7 @@ bool run(Lock& lock, CUstream_st* stream, bool may_wait, const EventState* until
   return true;
 }
 
-// As run(), with device memory within reach, and its violations noted.
+// run() with device memory within reach, and its violations noted.
 cudaError_t drain(int device, const std::function<bool(Lock&)>& body) {
   if (has_violation(device)) return cudaErrorLaunchFailure;
   const ArenaAccess access;

@@ -32,7 +32,7 @@ cudaError_t enqueue_call(cudaStream_t stream, F&& call) {
   });
 }
 
-// As cudaStreamQuery, for the simulator itself.
+// cudaStreamQuery, for the simulator itself.
 cudaError_t poll(cudaStream_t stream);
 // For what a captured stream cannot do: ends its capture; cudaSuccess if it is not captured.
 cudaError_t refuse_captured(cudaStream_t stream);

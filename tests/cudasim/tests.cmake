@@ -12,8 +12,8 @@ gtest_discover_tests(test_cudasim TEST_PREFIX cudasim. PROPERTIES TIMEOUT 120)
 
 # ThreadSanitizer sees each simulated thread as one of its own: a missing barrier is a data race.
 # Only kernels are instrumented, so that any other code can be linked to them. The instrumented
-# objects and the simulator made for them come before the libraries that hold their twins, which are
-# therefore not taken.
+# objects and the simulator made for them come before the libraries that hold uninstrumented ones,
+# which are therefore not taken.
 if(NOT LORASHARD_SANITIZE)
   get_target_property(simulator_sources cudasim SOURCES)
   list(TRANSFORM simulator_sources PREPEND ${CMAKE_CURRENT_SOURCE_DIR}/cudasim/

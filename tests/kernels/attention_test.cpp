@@ -93,7 +93,7 @@ TEST_P(Attention, AgreesWithDefinition) {
   }
 }
 
-// Thread counts choose between one pass and two; the sums must not notice.
+// Thread counts choose how the work is split; results must not depend on it.
 TEST_P(Attention, SameBitsForAnyThreads) {
   const auto& [c, type] = GetParam();
   Problem one(c, type, 0);

@@ -1,4 +1,4 @@
-// Cases for the tests of LoRA's products with dropout, and what their results must be: sums in
+// Cases for the tests of LoRA's GEMMs with dropout, and what their results must be: sums in
 // double over the mask as kernels/dropout.h defines it.
 #pragma once
 
@@ -42,7 +42,7 @@ inline const std::vector<LoraDropoutShape>& lora_dropout_shapes() {
   return list;
 }
 
-// Operands of the three products, and what da and dx hold before they are added to.
+// Operands of the three GEMMs, and what da and dx hold before they are added to.
 struct LoraDropoutCase {
   LoraDropoutCase(const LoraDropoutShape& shape, DType type)
       : s(shape),
@@ -64,7 +64,7 @@ struct LoraDropoutCase {
                                     (uint64_t{kSite} << 32) + column / 4);
     return uniform01(words[column % 4]) >= s.p ? 1 / (1 - double(s.p)) : 0;
   }
-  // Expects the results of the three products; A and t count as if rounded to `factor_type`.
+  // Expects the results of the three GEMMs; A and t count as if rounded to `factor_type`.
   void expect_results(const HostMatrix& u, const HostMatrix& da_after, const HostMatrix& dx_after,
                       DType factor_type) const {
     std::vector<double> d(size_t(s.rows * s.cols));

@@ -1,4 +1,4 @@
-// LoRA's products with dropout against sums in double over the mask's definition.
+// LoRA's GEMMs with dropout against sums in double over the mask's definition.
 #include "kernels/lora_dropout.h"
 
 #include "tests/kernels/lora_dropout_reference.h"

@@ -70,7 +70,7 @@ INSTANTIATE_TEST_SUITE_P(
                                      Types{B, B, F}, Types{B, F, B}, Types{B, F, F},
                                      Types{F, F, B})));
 
-// The product is rounded to y's type before the bias is added, and after it.
+// The result is rounded to y's type before the bias is added, and after it.
 TEST(MatmulBias, AgreesWithDefinition) {
   for (const Shape& s : {Shape{3, 5, 7}, Shape{65, 8, 96}, Shape{1, 130, 64}, Shape{4, 6, 0},
                          Shape{0, 4, 4}, Shape{300, 90, 33}})

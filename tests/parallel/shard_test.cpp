@@ -26,7 +26,7 @@ TEST(Shard, PartsCoverEverythingOnceAndAreBalanced) {
   }
 }
 
-// So that a reproducible sum over the parts at TP=8 can be formed at TP=1, 2 and 4.
+// So that a reproducible all-reduce over the parts at TP=8 can be formed at TP=1, 2 and 4.
 TEST(Shard, BoundariesAtEveryDegreeAreBoundariesAtItsMultiples) {
   for (const int64_t n : {9, 32, 100, 1000, 1536, 8960, 49152}) {
     std::set<int64_t> at8;

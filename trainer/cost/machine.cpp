@@ -8,11 +8,11 @@ namespace {
 constexpr double kGiga = 1e9, kTera = 1e12, kMib = 1 << 20;
 
 // Shares that public measurements of the libraries used here make likely on Hopper and Blackwell:
-// cuBLASLt's large bf16 products run at 60-75 % of the dense peak within the power limit; cuDNN's
+// cuBLASLt's large bf16 GEMMs run at 60-75 % of the dense peak within the power limit; cuDNN's
 // and FlashAttention-3's causal attention with head size 128 at about 55 % forward and 45 %
 // backward (Shah et al. 2024, figures 5 and 6); streaming kernels at 85-90 % of the memory's rate;
-// NCCL's large sums at 75-80 % of NVLink's rate. Of sums that run beside products four fifths are
-// hidden: both take from the same memory and multiprocessors.
+// NCCL's large all-reduces at 75-80 % of NVLink's rate. Of those that run beside GEMMs four fifths
+// are hidden: both take from the same memory and multiprocessors.
 constexpr Efficiency kAssumed{.products = 0.70,
                               .attention_forward = 0.55,
                               .attention_backward = 0.45,

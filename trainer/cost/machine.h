@@ -18,11 +18,11 @@ struct Link {
 // Shares of the peaks that kernels reach. For GPUs these are assumptions until someone measures
 // (each stands beside its machine); PREDICTIONS.md says what follows from them.
 struct Efficiency {
-  double products = 1;                                   // of the flops, matrix products
+  double products = 1;                                   // of the flops, GEMMs
   double attention_forward = 1, attention_backward = 1;  // of the flops
   double memory = 1;                                     // of the memory bandwidth
   double link = 1;                                       // of the links' bandwidth
-  double overlap = 0;  // of the layers' sums, hidden where TrainingJob::overlap takes effect
+  double overlap = 0;  // of the layers' all-reduces, hidden where TrainingJob::overlap takes effect
 };
 
 // One device (a GPU, or the share of a CPU that one rank has) and how many of them are joined how.
@@ -46,13 +46,13 @@ const std::vector<Machine>& known_machines();
 // Of that name, or null.
 const Machine* find_machine(const std::string& name);
 
-// What a sum over ranks costs one of them.
+// What an all-reduce costs one of its ranks.
 struct SumCost {
   double wire_inside = 0, wire_between = 0;  // bytes that it sends, within its node and beyond
   double seconds = 0;
 };
 
-// x = sum over `ranks` neighbouring devices of `bytes` bytes each. Ring (Patarasuk and Yuan 2009):
+// Over `ranks` neighbouring devices, of `bytes` bytes each. Ring (Patarasuk and Yuan 2009):
 // reduce-scatter and all-gather send (p - 1) / p of the payload each, in p - 1 messages. Over
 // several nodes: reduce-scatter within the node, a ring between the nodes for each device's piece,
 // all-gather within the node.

@@ -29,7 +29,7 @@ double best_seconds(const Call& call) {
 }
 
 double product_rate(Stream& stream, DType type) {
-  // A layer's forward product of middle size.
+  // A layer's forward GEMM of middle size.
   constexpr int64_t m = 1024, n = 2048, k = 1024;
   const auto bytes = [&](int64_t elements) { return size_t(elements * size_of(type)); };
   const Buffer x(stream, bytes(m * k)), w(stream, bytes(n * k)), y(stream, bytes(m * n));
@@ -62,15 +62,15 @@ Machine measure_cpu(Stream& stream, int host_ranks) {
   m.memory_bandwidth = memory_rate(stream.threads() * host_ranks) / host_ranks;
   m.memory_bytes = double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGESIZE)) / host_ranks;
   // What runs took beyond the parts that are modelled (tests/bench/RESULTS.md, peak RSS): program,
-  // libraries, products' tiles; and for several ranks MPI with its window for sums.
+  // libraries, GEMMs' tiles; and for several ranks MPI with its window for all-reduces.
   m.reserved_bytes = double((host_ranks > 1 ? 42 : 32) << 20);
   m.devices_per_node = host_ranks;
-  // Sums through shared memory between two ranks on a Zen 3 core each (tests/bench/RESULTS.md:
+  // All-reduces in shared memory between two ranks on a Zen 3 core each (tests/bench/RESULTS.md:
   // 1024x576 fp32 in 172 us, 64 B in 0.2 us); between hosts 10 Gb/s Ethernet.
   m.inside = {13.7e9, 1e-7};
   m.between = {1.25e9, 5e-5};
   m.call_seconds = 2e-6;
-  // Shares of the measured rates (RESULTS.md, "Kernels"): products 0.94-1.07, attention 0.60-0.80
+  // Shares of the measured rates (RESULTS.md, "Kernels"): GEMMs 0.94-1.07, attention 0.60-0.80
   // forward and 0.55-0.80 backward.
   m.efficiency = {.products = 0.97,
                   .attention_forward = 0.70,

@@ -6,7 +6,7 @@
 
 namespace lorashard {
 
-// The share of the host that one of `host_ranks` ranks with stream.threads() threads has. Products'
+// The share of the host that one of `host_ranks` ranks with stream.threads() threads has. GEMM
 // rates are measured with the stream's threads; the memory's with those of all ranks, and shared
 // out. Noise of other programs makes it slower, never faster.
 Machine measure_cpu(Stream& stream, int host_ranks);

@@ -16,7 +16,7 @@ namespace lorashard {
 struct TrainingJob {
   ModelConfig model;
   std::vector<LinearModule> modules;   // adapted; at least one
-  AdapterConfig adapter;               // their ranks
+  AdapterConfig adapter;               // their lora_rank
   DType base_type = DType::BF16;       // as the base is stored
   DType activation_type = DType::F32;  // GEMMs, activations: F32 or BF16
   int64_t sequence = 512;              // tokens of every sequence

@@ -53,7 +53,7 @@ def weights_in_products(shape):
 
 
 def attention_flops(shape, tokens):
-    """Causal attention of one sequence, forward and backward, without recomputation: two products
+    """Causal attention of one sequence, forward and backward, without recomputation: two GEMMs
     forward and four backward over tokens*(tokens+1)/2 pairs a head."""
     pairs = tokens * (tokens + 1) / 2
     return 6 * 2 * pairs * shape["heads"] * head_dim(shape) * shape["layers"]

@@ -181,8 +181,8 @@ output {{ dir: {json.dumps(run)} }}
     # ---- oneDNN
 
     def roof(self, weights, rows, dtype, fastest):
-        """Times oneDNN on the products of `weights` [((n,k), count)], forward and input gradient,
-        and keeps in `fastest` each product's best seconds of all rounds. Returns (GFLOP/s over all
+        """Times oneDNN on the GEMMs of `weights` [((n,k), count)], forward and input gradient,
+        and keeps in `fastest` each GEMM's best seconds of all rounds. Returns (GFLOP/s over all
         of them, weighted by their flops; ""), or (None, why not)."""
         if not os.path.exists(self.roof_program):
             return None, f"no {self.roof_program}: configure with -DLORASHARD_BENCH=ON"

@@ -109,7 +109,7 @@ TEST_F(Host, WritesToFreedMemory) {
         "AddressSanitizer");
     return;
   }
-  // NaN + 0 is NaN again, of the same bits: this writes numbers.
+  // NaN + 0 is NaN again, of the same bits: this writes values.
   ASSERT_EQ(run(Kernel::WITH_BARRIER, gone, nullptr, 0, kN, kN, stream), cudaSuccess);
   EXPECT_EQ(cudaStreamSynchronize(stream), cudaErrorLaunchFailure);
   EXPECT_THAT(take_violations(), HasSubstr("freed device memory (1024 bytes)"));

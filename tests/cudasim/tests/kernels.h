@@ -7,7 +7,7 @@
 enum class Kernel {
   SCALE,               // y[i] += a x[i], many blocks
   MISSING_BARRIER,     // y[i] = what thread n - 1 - i wrote to shared memory
-  WITH_BARRIER,        // the same, right
+  WITH_BARRIER,        // y[i] = what that thread wrote, behind a barrier
   WRITES_BEHIND,       // y[n]
   WRITES_BEFORE,       // y[-1]
   DIVERGENT_BARRIER,   // half of the threads

@@ -1,7 +1,7 @@
-// Sums over real MPI ranks, started by ctest with several rank counts: the shared window against
-// MPI's messages and against a serial sum.
+// All-reduce between real MPI ranks, started by ctest with several rank counts: the shared window
+// against MPI's messages and against a serial sum.
 //   mpirun -n N test_mpi_collectives [--expect-messages] [GTEST FLAGS]
-// --expect-messages: there is no window to be had here; the same sums must come by messages.
+// --expect-messages: there is no window to be had here; the all-reduces must go by messages.
 #include <gtest/gtest.h>
 #include <mpi.h>
 
