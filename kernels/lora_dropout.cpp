@@ -71,8 +71,8 @@ void lora_dropout_forward(Stream& stream, Matrix u, ConstMatrix x, ConstMatrix a
       const int64_t m = std::min(columns, k - c);
       const Matrix kept = matrix(blocks + thread * block, n, m, DType::F32);
       dropout_block(mask, kept, x.block(row, n, c, m), row, c, false);
-      cpu.block_product(floats(u, row, 0), u.ld, floats(kept, 0, 0), m, false, a_t + c * r, r, n, r,
-                        m, c > 0);
+      cpu.block_gemm(floats(u, row, 0), u.ld, floats(kept, 0, 0), m, false, a_t + c * r, r, n, r, m,
+                     c > 0);
     }
   });
 }
@@ -101,8 +101,8 @@ void lora_dropout_wgrad(Stream& stream, Matrix da, ConstMatrix t, ConstMatrix x,
       const int64_t n = std::min(kSummedRows, rows - row);
       const Matrix kept = matrix(blocks + thread * block, n, m, DType::F32);
       dropout_block(mask, kept, x.block(row, n, c, m), row, c, false);
-      cpu.block_product(floats(da, 0, c), da.ld, floats(t, row, 0), t.ld, true, floats(kept, 0, 0),
-                        m, r, m, n, true);
+      cpu.block_gemm(floats(da, 0, c), da.ld, floats(t, row, 0), t.ld, true, floats(kept, 0, 0), m,
+                     r, m, n, true);
     }
   });
 }
@@ -124,10 +124,10 @@ void lora_dropout_dgrad(Stream& stream, Matrix dx, ConstMatrix t, ConstMatrix a,
     const int64_t row = task * kRows, n = std::min(kRows, rows - row);
     for (int64_t c = 0; c < k; c += columns) {
       const int64_t m = std::min(columns, k - c);
-      const Matrix product = matrix(blocks + thread * block, n, m, DType::F32);
-      cpu.block_product(floats(product, 0, 0), m, floats(t, row, 0), t.ld, false, floats(a, 0, c),
-                        a.ld, n, m, r, false);
-      dropout_block(mask, dx.block(row, n, c, m), product, row, c, true);
+      const Matrix ta = matrix(blocks + thread * block, n, m, DType::F32);
+      cpu.block_gemm(floats(ta, 0, 0), m, floats(t, row, 0), t.ld, false, floats(a, 0, c), a.ld, n,
+                     m, r, false);
+      dropout_block(mask, dx.block(row, n, c, m), ta, row, c, true);
     }
   });
 }

@@ -37,7 +37,7 @@ void check(dnnl_status_t status, const char* call) {
 }
 
 // y = alpha a b + beta y, all F32.
-void product_f32(Matrix y, const Operand& a, const Operand& b, float alpha, float beta) {
+void gemm_f32(Matrix y, const Operand& a, const Operand& b, float alpha, float beta) {
   check(dnnl_sgemm(a.transposed ? 'T' : 'N', b.transposed ? 'T' : 'N', y.rows, y.cols, a.cols(),
                    alpha, static_cast<const float*>(a.m.data), a.m.ld,
                    static_cast<const float*>(b.m.data), b.m.ld, beta, static_cast<float*>(y.data),
@@ -48,8 +48,8 @@ void product_f32(Matrix y, const Operand& a, const Operand& b, float alpha, floa
 // ---- GEMM on bf16 units: oneDNN's matmul primitive on the operands where they lie.
 
 // What a primitive is built for.
-using ProductKey = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, int, int,
-                              float, float, int>;
+using GemmKey = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, int, int,
+                           float, float, int>;
 
 struct Primitive {
   dnnl::matmul run;
@@ -71,16 +71,16 @@ dnnl::memory::desc describe(const Operand& x) {
   return {{x.rows(), x.cols()}, onednn_type(x.m.dtype), strides};
 }
 
-void product_primitive(Stream& stream, Matrix y, const Operand& a, const Operand& b, float alpha,
-                       float beta) {
+void gemm_primitive(Stream& stream, Matrix y, const Operand& a, const Operand& b, float alpha,
+                    float beta) {
   // oneDNN keeps compiled code itself, but its look-up builds descriptors each time. Kept by
   // thread, because a rank is a thread in tests; bounded, because sequence lengths vary.
   constexpr size_t kMostPrimitives = 1024;
-  thread_local std::map<ProductKey, Primitive> primitives;
+  thread_local std::map<GemmKey, Primitive> primitives;
   thread_local dnnl::stream queue(engine());
   const int types = int(y.dtype) * 64 + int(a.m.dtype) * 8 + int(b.m.dtype);
-  const ProductKey key{y.rows, y.cols,       a.cols(),     y.ld,  a.m.ld, b.m.ld,
-                       types,  a.transposed, b.transposed, alpha, beta,   stream.threads()};
+  const GemmKey key{y.rows, y.cols,       a.cols(),     y.ld,  a.m.ld, b.m.ld,
+                    types,  a.transposed, b.transposed, alpha, beta,   stream.threads()};
   auto found = primitives.find(key);
   if (found == primitives.end()) {
     if (primitives.size() >= kMostPrimitives) primitives.clear();
@@ -122,8 +122,8 @@ Operand widened(Stream& stream, const Operand& x, ScratchSlot slot) {
   return {wide, x.transposed};
 }
 
-void product_widened(Stream& stream, Matrix y, const Operand& a, const Operand& b, float alpha,
-                     float beta) {
+void gemm_widened(Stream& stream, Matrix y, const Operand& a, const Operand& b, float alpha,
+                  float beta) {
   const CpuKernels& cpu = cpu_kernels();
   const int64_t m = y.rows, n = y.cols, k = a.cols();
   const int64_t depth = std::min(k, kTileDepth);
@@ -149,7 +149,7 @@ void product_widened(Stream& stream, Matrix y, const Operand& a, const Operand& 
         if (j == 0 || depth < k)
           wide_a = widened(stream, a.block(i, ni, p, np), ScratchSlot::GemmA);
         const Operand wide_b = widened(stream, b.block(p, np, j, nj), ScratchSlot::GemmB);
-        product_f32(target, wide_a, wide_b, alpha, p > 0 ? 1 : narrow_y ? 0 : beta);
+        gemm_f32(target, wide_a, wide_b, alpha, p > 0 ? 1 : narrow_y ? 0 : beta);
       }
       if (narrow_y)
         parallel_for(stream, ni, 16384 / nj + 1, [&](int64_t begin, int64_t end) {
@@ -164,7 +164,7 @@ void product_widened(Stream& stream, Matrix y, const Operand& a, const Operand& 
 // A few rows against stored rows (decoding): bound by reading w, which is widened in registers.
 constexpr int64_t kFewRows = 4;
 
-void product_rows(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta) {
+void gemm_rows(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta) {
   const CpuKernels& cpu = cpu_kernels();
   const Operand wide = widened(stream, {x, false}, ScratchSlot::GemmA);
   parallel_for(stream, w.rows, 8192 / w.cols + 1, [&](int64_t begin, int64_t end) {
@@ -196,30 +196,30 @@ void scale_only(Stream& stream, Matrix y, float beta) {
   });
 }
 
-void product(Stream& stream, Matrix y, const Operand& a, const Operand& b, float alpha, float beta,
-             ProductPath path) {
+void gemm(Stream& stream, Matrix y, const Operand& a, const Operand& b, float alpha, float beta,
+          GemmPath path) {
   assert(a.rows() == y.rows && b.cols() == y.cols && a.cols() == b.rows());
   if (y.rows == 0 || y.cols == 0) return;
   if (a.cols() == 0) return scale_only(stream, y, beta);
   omp_set_num_threads(stream.threads());  // governs oneDNN's threads, for this thread's calls
   const bool one_type = a.m.dtype == b.m.dtype && a.m.dtype != DType::F16;
   const bool f32 = one_type && a.m.dtype == DType::F32 && y.dtype == DType::F32;
-  if (path == ProductPath::AUTO && f32)
-    product_f32(y, a, b, alpha, beta);
-  else if (path == ProductPath::AUTO && y.rows <= kFewRows && !a.transposed && b.transposed)
-    product_rows(stream, y, a.m, b.m, alpha, beta);
+  if (path == GemmPath::AUTO && f32)
+    gemm_f32(y, a, b, alpha, beta);
+  else if (path == GemmPath::AUTO && y.rows <= kFewRows && !a.transposed && b.transposed)
+    gemm_rows(stream, y, a.m, b.m, alpha, beta);
   else if (one_type &&
-           (path == ProductPath::PRIMITIVE ||
-            (path == ProductPath::AUTO && a.m.dtype == DType::BF16 && bf16_products_are_native())))
-    product_primitive(stream, y, a, b, alpha, beta);
+           (path == GemmPath::PRIMITIVE ||
+            (path == GemmPath::AUTO && a.m.dtype == DType::BF16 && bf16_gemms_are_native())))
+    gemm_primitive(stream, y, a, b, alpha, beta);
   else
-    product_widened(stream, y, a, b, alpha, beta);
+    gemm_widened(stream, y, a, b, alpha, beta);
 }
 
 // Notes y = a b [+ bias] [+ beta y], and on CUDA the conversions that come before it (as in
 // kernels/cuda/matmul.cpp). False: the stream does not record.
-bool record_product(Stream& stream, const char* name, Matrix y, ConstMatrix a, ConstMatrix b,
-                    double flops, float beta, DType cuda_type, ConstMatrix bias = {}) {
+bool record_gemm(Stream& stream, const char* name, Matrix y, ConstMatrix a, ConstMatrix b,
+                 double flops, float beta, DType cuda_type, ConstMatrix bias = {}) {
   if (!stream.recording()) return false;
   const auto converted = [&](ConstMatrix& x, DType type, ScratchSlot slot) {
     if (!x || x.dtype == type) return;
@@ -240,39 +240,39 @@ bool record_product(Stream& stream, const char* name, Matrix y, ConstMatrix a, C
 
 }  // namespace
 
-bool bf16_products_are_native() {
+bool bf16_gemms_are_native() {
   static const bool native = (dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core_bf16) ==
                              dnnl_cpu_isa_avx512_core_bf16;
   return native;
 }
 
 void matmul_nt(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta,
-               ProductPath path) {
-  product(stream, y, {x, false}, {w, true}, alpha, beta, path);
+               GemmPath path) {
+  gemm(stream, y, {x, false}, {w, true}, alpha, beta, path);
 }
 void matmul_nn(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta,
-               ProductPath path) {
-  product(stream, y, {x, false}, {w, false}, alpha, beta, path);
+               GemmPath path) {
+  gemm(stream, y, {x, false}, {w, false}, alpha, beta, path);
 }
 void matmul_tn(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b, float alpha, float beta,
-               ProductPath path) {
-  product(stream, y, {a, true}, {b, false}, alpha, beta, path);
+               GemmPath path) {
+  gemm(stream, y, {a, true}, {b, false}, alpha, beta, path);
 }
 
 void matmul_nt(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta) {
-  if (record_product(stream, "matmul_nt", y, x, w, flops(y, x.cols), beta, cuda_gemm_type(y, x)))
+  if (record_gemm(stream, "matmul_nt", y, x, w, flops(y, x.cols), beta, cuda_gemm_type(y, x)))
     return;
   const ProfileSpan span("kernel", "matmul_nt", flops(y, x.cols));
   LORASHARD_RETURN_ON_CUDA_WITH_SCRATCH(stream, matmul_nt(stream, y, x, w, alpha, beta));
-  matmul_nt(stream, y, x, w, alpha, beta, ProductPath::AUTO);
+  matmul_nt(stream, y, x, w, alpha, beta, GemmPath::AUTO);
 }
 void matmul_nt_bias(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, ConstMatrix bias) {
   assert(bias.rows == 1 && bias.cols == y.cols);
-  if (record_product(stream, "matmul_nt", y, x, w, flops(y, x.cols), 0, cuda_gemm_type(y, x), bias))
+  if (record_gemm(stream, "matmul_nt", y, x, w, flops(y, x.cols), 0, cuda_gemm_type(y, x), bias))
     return;
   const ProfileSpan span("kernel", "matmul_nt", flops(y, x.cols));
   LORASHARD_RETURN_ON_CUDA_WITH_SCRATCH(stream, matmul_nt_bias(stream, y, x, w, bias));
-  matmul_nt(stream, y, x, w, 1, 0, ProductPath::AUTO);
+  matmul_nt(stream, y, x, w, 1, 0, GemmPath::AUTO);
   const CpuKernels& cpu = cpu_kernels();
   parallel_for(stream, y.rows, 16384 / (y.cols + 1) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r)
@@ -280,18 +280,18 @@ void matmul_nt_bias(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, Cons
   });
 }
 void matmul_nn(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta) {
-  if (record_product(stream, "matmul_nn", y, x, w, flops(y, x.cols), beta, cuda_gemm_type(y, x)))
+  if (record_gemm(stream, "matmul_nn", y, x, w, flops(y, x.cols), beta, cuda_gemm_type(y, x)))
     return;
   const ProfileSpan span("kernel", "matmul_nn", flops(y, x.cols));
   LORASHARD_RETURN_ON_CUDA_WITH_SCRATCH(stream, matmul_nn(stream, y, x, w, alpha, beta));
-  matmul_nn(stream, y, x, w, alpha, beta, ProductPath::AUTO);
+  matmul_nn(stream, y, x, w, alpha, beta, GemmPath::AUTO);
 }
 void matmul_tn(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b, float alpha, float beta) {
-  if (record_product(stream, "matmul_tn", y, a, b, flops(y, a.rows), beta, cuda_gemm_type(a, b)))
+  if (record_gemm(stream, "matmul_tn", y, a, b, flops(y, a.rows), beta, cuda_gemm_type(a, b)))
     return;
   const ProfileSpan span("kernel", "matmul_tn", flops(y, a.rows));
   LORASHARD_RETURN_ON_CUDA_WITH_SCRATCH(stream, matmul_tn(stream, y, a, b, alpha, beta));
-  matmul_tn(stream, y, a, b, alpha, beta, ProductPath::AUTO);
+  matmul_tn(stream, y, a, b, alpha, beta, GemmPath::AUTO);
 }
 
 }  // namespace lorashard

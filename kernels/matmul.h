@@ -2,7 +2,7 @@
 //
 // fp32 (or mixed) GEMMs run in fp32: operands of another type are widened tile by tile into
 // scratch, so that a frozen bf16 base is never copied whole. bf16 x bf16 runs natively where the
-// processor has it and is widened elsewhere (bf16_products_are_native).
+// processor has it and is widened elsewhere (bf16_gemms_are_native).
 #pragma once
 
 #include "kernels/stream.h"
@@ -11,7 +11,7 @@
 namespace lorashard {
 
 // True if bf16 GEMMs run on the processor's bf16 units.
-bool bf16_products_are_native();
+bool bf16_gemms_are_native();
 
 // y(M,N) = alpha * x(M,K) w(N,K)^T + beta * y. The forward GEMM of a linear layer.
 void matmul_nt(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha = 1,

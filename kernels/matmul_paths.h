@@ -6,7 +6,7 @@
 
 namespace lorashard {
 
-enum class ProductPath : uint8_t {
+enum class GemmPath : uint8_t {
   AUTO,       // the fastest for the types and the processor
   WIDEN,      // operands that are not fp32 are widened tile by tile
   PRIMITIVE,  // oneDNN's matmul primitive, where both operands have one type
@@ -19,10 +19,10 @@ inline DType cuda_gemm_type(ConstMatrix p, ConstMatrix q) {
 }
 
 void matmul_nt(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta,
-               ProductPath path);
+               GemmPath path);
 void matmul_nn(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta,
-               ProductPath path);
+               GemmPath path);
 void matmul_tn(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b, float alpha, float beta,
-               ProductPath path);
+               GemmPath path);
 
 }  // namespace lorashard

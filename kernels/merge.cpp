@@ -23,15 +23,15 @@ constexpr int64_t kChunk = 512;  // columns: the sums stay in the first-level ca
 // y(N) += c(R) a(R,N), rows of a `lda` apart. Four rows at a time, so that y moves once for four.
 LORASHARD_VECTOR_CLONES
 void add_rows(float* __restrict y, const float* __restrict a, int64_t lda, const float* c,
-              int64_t rank, int64_t n) {
+              int64_t lora_rank, int64_t n) {
   int64_t k = 0;
-  for (; k + 4 <= rank; k += 4) {
+  for (; k + 4 <= lora_rank; k += 4) {
     const float *a0 = a + k * lda, *a1 = a0 + lda, *a2 = a1 + lda, *a3 = a2 + lda;
     const float c0 = c[k], c1 = c[k + 1], c2 = c[k + 2], c3 = c[k + 3];
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) y[i] += c0 * a0[i] + c1 * a1[i] + c2 * a2[i] + c3 * a3[i];
   }
-  for (; k < rank; ++k) {
+  for (; k < lora_rank; ++k) {
     const float *a0 = a + k * lda, c0 = c[k];
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) y[i] += c0 * a0[i];
@@ -54,7 +54,7 @@ void largest(const float* sum, const float* stored, int64_t n, uint32_t& error,
 
 }  // namespace
 
-RoundingError merge_rows(Matrix y, ConstMatrix w, const float* a, const float* b, int64_t rank,
+RoundingError merge_rows(Matrix y, ConstMatrix w, const float* a, const float* b, int64_t lora_rank,
                          float scale) {
   const CpuKernels& cpu = cpu_kernels();
   uint32_t error = 0, magnitude = 0;
@@ -69,9 +69,9 @@ RoundingError merge_rows(Matrix y, ConstMatrix w, const float* a, const float* b
       for (int64_t i = 0; i < w.rows; ++i) {
         const int64_t n = std::min(kChunk, w.cols - j);
         cpu.convert(sum, DType::F32, w.at(i, j), w.dtype, n);
-        for (int64_t k = 0; k < rank; k += 256) {
-          const int64_t r = std::min<int64_t>(256, rank - k);
-          for (int64_t l = 0; l < r; ++l) c[l] = scale * b[i * rank + k + l];
+        for (int64_t k = 0; k < lora_rank; k += 256) {
+          const int64_t r = std::min<int64_t>(256, lora_rank - k);
+          for (int64_t l = 0; l < r; ++l) c[l] = scale * b[i * lora_rank + k + l];
           add_rows(sum, a + k * w.cols + j, w.cols, c, r, n);
         }
         cpu.convert(y.at(i, j), y.dtype, sum, DType::F32, n);

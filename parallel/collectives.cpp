@@ -30,8 +30,8 @@ ReduceTicket Communicator::all_reduce_sum_begin(Stream& stream, Matrix x, const 
   return size_ > 1 && x.rows * x.cols > 0 ? do_all_reduce_sum_begin(stream, x) : 0;
 }
 
-void Communicator::all_reduce_sum_wait(Stream& stream, ReduceTicket sum) {
-  if (sum != 0) do_all_reduce_sum_wait(stream, sum);
+void Communicator::all_reduce_sum_wait(Stream& stream, ReduceTicket ticket) {
+  if (ticket != 0) do_all_reduce_sum_wait(stream, ticket);
 }
 
 void Communicator::all_gather(const void* send, void* receive, int64_t bytes, const char* label) {

@@ -47,7 +47,7 @@ class Communicator {
   // all_reduce_sum in two halves: what is enqueued on the stream between them overlaps it, where
   // the implementation can, and must leave x alone. Several all-reduces may be under way.
   ReduceTicket all_reduce_sum_begin(Stream& stream, Matrix x, const char* label);
-  void all_reduce_sum_wait(Stream& stream, ReduceTicket sum);
+  void all_reduce_sum_wait(Stream& stream, ReduceTicket ticket);
   // Host memory: receive = the ranks' `bytes` bytes, one after the other in rank order.
   void all_gather(const void* send, void* receive, int64_t bytes, const char* label);
   // Host memory: data of rank `root` to all.

@@ -46,7 +46,7 @@ class MpiCommunicator final : public Communicator {
  public:
   // Owns `comm` unless it is MPI_COMM_WORLD. Null `shared`: all-reduces go by messages. `id`: see
   // WaitGroup.
-  MpiCommunicator(MPI_Comm comm, std::shared_ptr<SharedSum> shared, uint64_t id)
+  MpiCommunicator(MPI_Comm comm, std::shared_ptr<SharedAllReduce> shared, uint64_t id)
       : Communicator(rank_of(comm), size_of_comm(comm)),
         comm_(comm),
         shared_(std::move(shared)),
@@ -64,8 +64,8 @@ class MpiCommunicator final : public Communicator {
     wait_for_all(comm_);
     check_mpi(MPI_Comm_split(comm_, color, rank(), &part), "MPI_Comm_split");
     // Equal ranks in equal order share one window: tensor and world at TP = N.
-    std::shared_ptr<SharedSum> shared = shared_;
-    if (shared && size_of_comm(part) != size()) shared = std::make_shared<SharedSum>();
+    std::shared_ptr<SharedAllReduce> shared = shared_;
+    if (shared && size_of_comm(part) != size()) shared = std::make_shared<SharedAllReduce>();
     const uint64_t id = (group_.id * 1000 + ++splits_) * 1000003 + uint64_t(color) + 1;
     return std::make_unique<MpiCommunicator>(part, std::move(shared), id);
   }
@@ -74,7 +74,7 @@ class MpiCommunicator final : public Communicator {
   int host() const override { return hosts().first_rank[size_t(world_rank())]; }
   std::string place() const override { return hosts().place(world_rank()); }
 
-  bool sums_in_shared_memory() const { return shared_ && shared_->is_open(); }
+  bool reduces_in_shared_memory() const { return shared_ && shared_->is_open(); }
 
   [[noreturn]] void abort(int exit_status) override {
     MPI_Abort(MPI_COMM_WORLD, exit_status);
@@ -152,7 +152,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   MPI_Comm comm_;
-  std::shared_ptr<SharedSum> shared_;
+  std::shared_ptr<SharedAllReduce> shared_;
   WaitGroup& group_;
   uint64_t splits_ = 0;
 };
@@ -246,14 +246,14 @@ std::string mpi_library() {
   return all.substr(0, all.find_first_of(",\n"));
 }
 
-std::unique_ptr<Communicator> make_world_communicator(SumPath path) {
-  auto shared = path == SumPath::SharedMemory ? std::make_shared<SharedSum>() : nullptr;
+std::unique_ptr<Communicator> make_world_communicator(AllReducePath path) {
+  auto shared = path == AllReducePath::SharedMemory ? std::make_shared<SharedAllReduce>() : nullptr;
   return std::make_unique<MpiCommunicator>(MPI_COMM_WORLD, std::move(shared), 1);
 }
 
-bool sums_in_shared_memory(const Communicator& communicator) {
+bool reduces_in_shared_memory(const Communicator& communicator) {
   const auto* mpi = dynamic_cast<const MpiCommunicator*>(&communicator);
-  return mpi && mpi->sums_in_shared_memory();
+  return mpi && mpi->reduces_in_shared_memory();
 }
 
 HostRank host_rank() {

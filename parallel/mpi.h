@@ -25,14 +25,15 @@ int mpi_world_size();
 std::string mpi_library();
 
 // How all_reduce_sum travels between ranks of one host. Ranks of several hosts always use messages.
-enum class SumPath { SharedMemory, Messages };
+enum class AllReducePath { SharedMemory, Messages };
 
 // All ranks of the job. What is split from it takes the same path. REQUIRES: an MpiEnvironment; the
 // ranks make their calls in the same order over all communicators, not only within each.
-std::unique_ptr<Communicator> make_world_communicator(SumPath path = SumPath::SharedMemory);
+std::unique_ptr<Communicator> make_world_communicator(
+    AllReducePath path = AllReducePath::SharedMemory);
 
 // The communicator's last all-reduce went through shared memory.
-bool sums_in_shared_memory(const Communicator& communicator);
+bool reduces_in_shared_memory(const Communicator& communicator);
 
 // This rank's number among the ranks of its host, and their count.
 struct HostRank {

@@ -120,13 +120,13 @@ bool shared_memory_has_room(int64_t bytes) {
   return int64_t(fs.f_bavail) * int64_t(fs.f_frsize) >= 2 * bytes;
 }
 
-SharedSum::~SharedSum() {
+SharedAllReduce::~SharedAllReduce() {
   if (window_ == MPI_WIN_NULL || std::uncaught_exceptions() > 0) return;
   MPI_Win_unlock_all(window_);
   MPI_Win_free(&window_);
 }
 
-void SharedSum::open(MPI_Comm comm) {
+void SharedAllReduce::open(MPI_Comm comm) {
   state_ = State::Unusable;
   spin_ = cores_suffice();
   wait_for_all(comm);
@@ -195,7 +195,7 @@ void SharedSum::open(MPI_Comm comm) {
 
 // MPI moves on meanwhile: a peer may wait for the rest of an earlier message of ours. A peer that
 // died or does not answer is for others to notice (mpirun, parallel/liveness.h): they end us.
-void SharedSum::wait_for(MPI_Comm comm, uint64_t* arrived) const {
+void SharedAllReduce::wait_for(MPI_Comm comm, uint64_t* arrived) const {
   const std::atomic_ref<uint64_t> counter(*arrived);
   const auto there = [&] { return counter.load(std::memory_order_acquire) >= meetings_; };
   if (there()) return;
@@ -213,13 +213,13 @@ void SharedSum::wait_for(MPI_Comm comm, uint64_t* arrived) const {
   }
 }
 
-void SharedSum::meet(MPI_Comm comm) {
+void SharedAllReduce::meet(MPI_Comm comm) {
   std::atomic_ref<uint64_t>(*segments_[size_t(rank_)].arrived)
       .store(++meetings_, std::memory_order_release);
   for (const Segment& segment : segments_) wait_for(comm, segment.arrived);
 }
 
-bool SharedSum::all_reduce(MPI_Comm comm, Stream& stream, Matrix x) {
+bool SharedAllReduce::all_reduce(MPI_Comm comm, Stream& stream, Matrix x) {
   if (state_ == State::New) open(comm);
   if (state_ != State::Open) return false;
   const int64_t element = size_of(x.dtype), line = kLine / element;

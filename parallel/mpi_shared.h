@@ -29,14 +29,14 @@ namespace lorashard {
 // allocation and others die at the first touch: ask before each window.
 bool shared_memory_has_room(int64_t bytes);
 
-class SharedSum {
+class SharedAllReduce {
  public:
-  SharedSum() = default;
+  SharedAllReduce() = default;
   // Frees the window (collective), unless an exception is unwinding. REQUIRES: MPI is not yet
   // finalized.
-  ~SharedSum();
-  SharedSum(const SharedSum&) = delete;
-  SharedSum& operator=(const SharedSum&) = delete;
+  ~SharedAllReduce();
+  SharedAllReduce(const SharedAllReduce&) = delete;
+  SharedAllReduce& operator=(const SharedAllReduce&) = delete;
 
   // All-reduce (sum) over `comm`, in place; x as in Communicator::all_reduce_sum. False, with x
   // as it was, on every rank, where there is no window: the ranks are of several hosts, or it could

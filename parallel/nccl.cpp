@@ -27,7 +27,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-std::atomic<milliseconds> sum_patience{std::chrono::minutes(30)};
+std::atomic<milliseconds> reduction_patience{std::chrono::minutes(30)};
 std::atomic<milliseconds> join_patience{std::chrono::minutes(5)};
 
 ncclDataType_t nccl_type(DType t) {
@@ -80,7 +80,7 @@ class Device {
 
   ReduceTicket begin(const Member& member, Matrix x, const char* label);
   // What is enqueued on the compute stream from now on comes after the all-reduce.
-  void wait(ReduceTicket sum) { slot(sum).after.order(compute_.compute); }
+  void wait(ReduceTicket ticket) { slot(ticket).after.order(compute_.compute); }
 
   // Ends every communicator where it stands. What waits for them on the device goes on, with
   // meaningless values.
@@ -96,28 +96,28 @@ class Device {
   // All-reduces begun last, in a ring. Where a slot was used again, its event marks a later point
   // of the stream: who waits for it waits for the earlier all-reduce too.
   static constexpr int64_t kSlots = 32;
-  struct Sum {
+  struct AllReduce {
     cuda::Event before, after;
     std::string label, where;
     WaitGroup* group = nullptr;
     Clock::time_point begun;
   };
-  Sum& slot(ReduceTicket sum) { return sums_[size_t(sum % kSlots)]; }
+  AllReduce& slot(ReduceTicket ticket) { return all_reduces_[size_t(ticket % kSlots)]; }
 
   void watch();
   // While the host waits for the device, this rank waits for peers where an all-reduce has begun.
-  void note_wait(const Sum* oldest);
+  void note_wait(const AllReduce* oldest);
   // Aborts, and throws the Error that names the oldest all-reduce under way.
   [[noreturn]] void fail(const Member& member, const char* call, ncclResult_t result,
                          const std::string& label);
   void settle(const Member& member, const char* call, ncclResult_t result, milliseconds patience,
               const std::string& label);
   // The oldest all-reduce that is not done; null if all are.
-  Sum* oldest();
+  AllReduce* oldest();
 
   CudaStream& compute_;
   cudaStream_t stream_ = nullptr;
-  std::array<Sum, kSlots> sums_;
+  std::array<AllReduce, kSlots> all_reduces_;
   ReduceTicket last_ = 0;
   ReduceTicket done_ = 0;  // all-reduces up to this one are known to be done
   std::optional<PeerWait> waiting_;
@@ -205,31 +205,31 @@ ReduceTicket Device::begin(const Member& member, Matrix x, const char* label) {
     fail_run(member.where(), std::string("ncclAllReduce of ") + label +
                                  " cannot begin: the communicator was aborted");
   const ReduceTicket ticket = ++last_;
-  Sum& sum = slot(ticket);
-  sum.label = label;
-  sum.where = member.where();
-  sum.group = member.group;
-  sum.begun = Clock::now();
-  sum.before.record(compute_.compute);
-  sum.before.order(stream_);
+  AllReduce& reduction = slot(ticket);
+  reduction.label = label;
+  reduction.where = member.where();
+  reduction.group = member.group;
+  reduction.begun = Clock::now();
+  reduction.before.record(compute_.compute);
+  reduction.before.order(stream_);
   settle(member, "ncclAllReduce",
          ncclAllReduce(x.data, x.data, size_t(x.rows * x.cols), nccl_type(x.dtype), ncclSum,
                        member.comm, stream_),
-         sum_patience, label);
-  sum.after.record(stream_);
+         reduction_patience, label);
+  reduction.after.record(stream_);
   return ticket;
 }
 
-Device::Sum* Device::oldest() {
+Device::AllReduce* Device::oldest() {
   done_ = std::max(done_, last_ - kSlots);
   while (done_ < last_) {
-    if (Sum& sum = slot(done_ + 1); !sum.after.passed()) return &sum;
+    if (AllReduce& reduction = slot(done_ + 1); !reduction.after.passed()) return &reduction;
     ++done_;
   }
   return nullptr;
 }
 
-void Device::note_wait(const Sum* oldest) {
+void Device::note_wait(const AllReduce* oldest) {
   // An all-reduce behind kernels of this rank's own waits for nobody.
   if (!oldest || !oldest->before.passed()) return waiting_.reset();
   const ReduceTicket ticket = done_ + 1;
@@ -242,18 +242,18 @@ void Device::note_wait(const Sum* oldest) {
 
 void Device::watch() {
   if (aborted_) return;
-  Sum* const sum = oldest();
-  note_wait(sum);
+  AllReduce* const reduction = oldest();
+  note_wait(reduction);
   for (const auto& member : members_) {
     ncclResult_t result = ncclSuccess;
     if (const ncclResult_t asked = ncclCommGetAsyncError(member->comm, &result);
         asked != ncclSuccess)
       result = asked;
     if (result != ncclSuccess && result != ncclInProgress)
-      fail(*member, "ncclAllReduce", result, sum ? sum->label : "");
+      fail(*member, "ncclAllReduce", result, reduction ? reduction->label : "");
   }
-  if (sum && Clock::now() - sum->begun > sum_patience.load()) {
-    const std::string where = sum->where, label = sum->label;
+  if (reduction && Clock::now() - reduction->begun > reduction_patience.load()) {
+    const std::string where = reduction->where, label = reduction->label;
     abort();
     fail_run(where, "ncclAllReduce of " + label +
                         " did not end in time: a rank is lost or its device does not answer");
@@ -316,8 +316,8 @@ class NcclCommunicator final : public Communicator {
     }
     return device_->begin(*member_, x, label());
   }
-  void do_all_reduce_sum_wait(Stream&, ReduceTicket sum) override {
-    if (sum != 0) device_->wait(sum);
+  void do_all_reduce_sum_wait(Stream&, ReduceTicket ticket) override {
+    if (ticket != 0) device_->wait(ticket);
   }
   void do_all_gather(const void* send, void* receive, int64_t bytes) override {
     host_.all_gather(send, receive, bytes, label());
@@ -339,8 +339,8 @@ std::unique_ptr<Communicator> make_nccl_communicator(Communicator& host, Stream&
   return std::make_unique<NcclCommunicator>(host, nullptr, std::make_shared<Device>(stream));
 }
 
-void set_nccl_patience(milliseconds sum, milliseconds join) {
-  sum_patience = sum;
+void set_nccl_patience(milliseconds reduction, milliseconds join) {
+  reduction_patience = reduction;
   join_patience = join;
 }
 

@@ -21,6 +21,6 @@ std::unique_ptr<Communicator> make_nccl_communicator(Communicator& host, Stream&
 
 // How long an all-reduce may take before its peers count as lost, and how long joining may take.
 // For tests; the defaults are 30 and 5 minutes.
-void set_nccl_patience(std::chrono::milliseconds sum, std::chrono::milliseconds join);
+void set_nccl_patience(std::chrono::milliseconds reduction, std::chrono::milliseconds join);
 
 }  // namespace lorashard

@@ -114,7 +114,7 @@ inline void attention_forward(const AttentionTask& task, float* scratch) {
     for (int64_t key = first; key < end; key += kKeyBlock) {
       const int64_t n = end - key < kKeyBlock ? end - key : kKeyBlock;
       const Keys k = keys(task.k, key, n, kw), v = keys(task.v, key, n, vw);
-      block_product<false>(s, rb, k.data, k.ld, qt, rb, n, block.lanes, d, false);
+      block_gemm<false>(s, rb, k.data, k.ld, qt, rb, n, block.lanes, d, false);
 
       const bool whole = block.sees_all(key, n);
       bool grew = false;
@@ -147,7 +147,7 @@ inline void attention_forward(const AttentionTask& task, float* scratch) {
         for (int64_t i = 0; i < d; ++i)
           for (int64_t c = 0; c < block.lanes; c += W)
             store(ot + i * rb + c, load(ot + i * rb + c) * load(correction + c));
-      block_product<true>(ot, rb, v.data, v.ld, s, rb, d, block.lanes, n, key > first);
+      block_gemm<true>(ot, rb, v.data, v.ld, s, rb, d, block.lanes, n, key > first);
     }
     for (int64_t i = 0; i < d; ++i)
       for (int64_t c = 0; c < block.lanes; c += W)
@@ -217,8 +217,8 @@ inline void attention_backward(const AttentionTask& task, float* scratch) {
     for (int64_t key = first; key < end; key += kKeyBlock) {
       const int64_t n = end - key < kKeyBlock ? end - key : kKeyBlock;
       const Keys k = keys(task.k, key, n, kw), v = keys(task.v, key, n, vw);
-      block_product<false>(p, rb, k.data, k.ld, qt, rb, n, block.lanes, d, false);
-      block_product<false>(dp, rb, v.data, v.ld, gt, rb, n, block.lanes, d, false);
+      block_gemm<false>(p, rb, k.data, k.ld, qt, rb, n, block.lanes, d, false);
+      block_gemm<false>(dp, rb, v.data, v.ld, gt, rb, n, block.lanes, d, false);
       const bool whole = block.sees_all(key, n);
       for (int64_t c = 0; c < block.lanes; c += W) {
         const vf l = load(lse + c), del = load(delta + c);
@@ -231,10 +231,10 @@ inline void attention_backward(const AttentionTask& task, float* scratch) {
       }
       if (dk) {
         const int64_t j = key - task.key_begin;
-        block_product<false>(dv + j * ldv, ldv, p, rb, g, d, n, d, block.count, true);
-        block_product<false>(dk + j * ldk, ldk, dp, rb, q, d, n, d, block.count, true);
+        block_gemm<false>(dv + j * ldv, ldv, p, rb, g, d, n, d, block.count, true);
+        block_gemm<false>(dk + j * ldk, ldk, dp, rb, q, d, n, d, block.count, true);
       }
-      if (task.dq) block_product<true>(dq, d, dp, rb, k.data, k.ld, block.count, d, n, key > first);
+      if (task.dq) block_gemm<true>(dq, d, dp, rb, k.data, k.ld, block.count, d, n, key > first);
     }
     if (task.dq) {
       scale(dq, DType::F32, dq, DType::F32, task.scale, block.count * d);

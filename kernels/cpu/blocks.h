@@ -75,8 +75,8 @@ void panel(float* c, int64_t ldc, const float* a, int64_t lda, const float* b, i
 
 // c(m,n) = (or += when accumulate) op(a)(m,k) b(k,n), row-major with leading dimensions.
 template <bool TransposedA>
-void block_product(float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t ldb,
-                   int64_t m, int64_t n, int64_t k, bool accumulate) {
+void block_gemm(float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t ldb,
+                int64_t m, int64_t n, int64_t k, bool accumulate) {
   int64_t j = 0;
   for (; j + 2 * W <= n; j += 2 * W)
     panel<2, TransposedA>(c + j, ldc, a, lda, b + j, ldb, m, k, accumulate, Full{});
@@ -88,12 +88,11 @@ void block_product(float* c, int64_t ldc, const float* a, int64_t lda, const flo
     panel<1, TransposedA>(c + j, ldc, a, lda, b + j, ldb, m, k, accumulate, Part{int(n - j)});
 }
 
-// block_product where `transposed` is known at run time only.
-inline void any_block_product(float* c, int64_t ldc, const float* a, int64_t lda, bool transposed,
-                              const float* b, int64_t ldb, int64_t m, int64_t n, int64_t k,
-                              bool accumulate) {
-  (transposed ? block_product<true> : block_product<false>)(c, ldc, a, lda, b, ldb, m, n, k,
-                                                            accumulate);
+// block_gemm where `transposed` is known at run time only.
+inline void any_block_gemm(float* c, int64_t ldc, const float* a, int64_t lda, bool transposed,
+                           const float* b, int64_t ldb, int64_t m, int64_t n, int64_t k,
+                           bool accumulate) {
+  (transposed ? block_gemm<true> : block_gemm<false>)(c, ldc, a, lda, b, ldb, m, n, k, accumulate);
 }
 
 #if defined(LORASHARD_TARGET_AVX2) || defined(LORASHARD_TARGET_AVX512)

@@ -19,7 +19,7 @@ const CpuKernels& table() {
       .activation_backward = activation_backward,
       .dropout = dropout,
       .dot_rows = dot_rows,
-      .block_product = any_block_product,
+      .block_gemm = any_block_gemm,
       .row_max_sum = row_max_sum,
       .softmax_gradient = softmax_gradient,
       .adamw = adamw,

@@ -58,9 +58,8 @@ struct CpuKernels {
                    int64_t k);
   // c(m,n) = (or += when accumulate) op(a)(m,k) b(k,n) of blocks that lie in cache; a is stored
   // (k,m) if `transposed`. Each element of c is accumulated over k in order.
-  void (*block_product)(float* c, int64_t ldc, const float* a, int64_t lda, bool transposed,
-                        const float* b, int64_t ldb, int64_t m, int64_t n, int64_t k,
-                        bool accumulate);
+  void (*block_gemm)(float* c, int64_t ldc, const float* a, int64_t lda, bool transposed,
+                     const float* b, int64_t ldb, int64_t m, int64_t n, int64_t k, bool accumulate);
   // Maximum of a row and the sum of exp(x - maximum).
   void (*row_max_sum)(const void* x, DType xt, int64_t n, float* maximum, float* sum);
   // x = factor * exp(x - lse).

@@ -12,7 +12,7 @@ constexpr int kThreads = 128, kWarps = kThreads / 32;
 // Blocks a multiprocessor should have, so that warps hide each other's loads.
 constexpr int64_t kBlocksPerMultiprocessor = 4;
 
-// The fragments of mma.h pair up slots of both operands, and which column (rank, row) stands in a
+// The fragments of mma.h pair up slots of both operands, and which column (or row) stands in a
 // slot is free as long as both agree. So lane (g, t) takes eight (or four) neighbouring columns of
 // x, a whole vector with whole groups of random words, and no element passes through shared memory.
 
@@ -86,8 +86,8 @@ struct MaskedRows {
 
 constexpr int kForwardDepth = 32;
 
-// R: fragments of sixteen rows; N: tiles of eight ranks. A warp sums its rows over the columns of
-// its part.
+// R: fragments of sixteen rows; N: eight columns of u each. A warp sums its rows over the columns
+// of its part.
 template <int R, int N>
 __global__ void __launch_bounds__(kThreads)
     lora_dropout_forward(MaskedRows x, Factor a, Split out) {
@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kThreads)
 
 constexpr int64_t kWgradRows = 16;
 
-// M: tiles of sixteen ranks; C: columns of a lane, 8 C of a warp. A warp sums its columns over the
+// M: sixteen rows of da each; C: columns of a lane, 8 C of a warp. A warp sums its columns over the
 // rows of its part.
 template <int M, int C>
 __global__ void __launch_bounds__(kThreads)
@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(kThreads)
 
 constexpr int kDgradColumns = 64, kDgradRows = 16;
 constexpr int kMostRanks = 256;  // what one launch multiplies
-constexpr int kPairs = 8 * 32;   // fragments of A for sixteen ranks: eight tiles of eight columns
+constexpr int kPairs = 8 * 32;   // fragments of A for sixteen rows: eight tiles of eight columns
 
 // A block keeps its columns of A, as fragments, and takes the rows from its place on in steps.
 __global__ void __launch_bounds__(kThreads)

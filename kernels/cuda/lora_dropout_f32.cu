@@ -44,7 +44,7 @@ __device__ __forceinline__ Floats<4> dropped(const Factor& x, const MaskOnDevice
   return v;
 }
 
-// m: ranks, n: rows of x, summed over columns.
+// m: lora_rank, n: rows of x, summed over columns.
 __global__ void __launch_bounds__(kThreads)
     lora_dropout_forward_f32(Factor x, MaskOnDevice mask, Factor a, Split out) {
   SHARED_ARRAY(float, tile_a, kDepth* kLdA);
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kThreads)
         part[(row + tiles.n() + j) * out.ld + rank + tiles.m() + i] = tiles.sum[i][j];
 }
 
-// m: ranks, n: columns, summed over rows.
+// m: lora_rank, n: columns, summed over rows.
 __global__ void __launch_bounds__(kThreads)
     lora_dropout_wgrad_f32(Factor x, MaskOnDevice mask, Factor t, Split out) {
   SHARED_ARRAY(float, tile_a, kDepth* kLdA);
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-// m: rows, n: columns, summed over ranks.
+// m: rows, n: columns, summed over lora_rank.
 __global__ void __launch_bounds__(kThreads)
     lora_dropout_dgrad_f32(Factor dx, MaskOnDevice mask, Factor t, Factor a) {
   SHARED_ARRAY(float, tile_a, kDepth* kLdA);

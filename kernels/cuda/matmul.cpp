@@ -64,7 +64,7 @@ using PlanKey = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
                            DType, uint32_t, uint32_t, uint32_t, bool>;
 
 struct Plan {
-  cublasLtMatmulDescOpaque_t product;
+  cublasLtMatmulDescOpaque_t gemm;
   cublasLtMatrixLayoutOpaque_t first, second, result;
   cublasLtMatmulAlgo_t algorithm;
 };
@@ -77,12 +77,12 @@ cublasLtMatrixLayoutOpaque_t layout(ConstMatrix m) {
 }
 
 // Adds the row to every row of y. Its type is y's, which cuBLASLt takes for granted.
-void set_bias(cublasLtMatmulDescOpaque_t& product, const void* bias) {
+void set_bias(cublasLtMatmulDescOpaque_t& gemm, const void* bias) {
   const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
-  CHECK_BLAS(cublasLtMatmulDescSetAttribute(&product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
+  CHECK_BLAS(cublasLtMatmulDescSetAttribute(&gemm, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
                                             sizeof epilogue));
-  CHECK_BLAS(cublasLtMatmulDescSetAttribute(&product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias,
-                                            sizeof bias));
+  CHECK_BLAS(
+      cublasLtMatmulDescSetAttribute(&gemm, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
 }
 
 }  // namespace
@@ -127,15 +127,15 @@ const Plan& MatmulPlans::plan(Matrix y, const Operand& a, const Operand& b, cons
   if (const auto found = plans.find(key); found != plans.end()) return found->second;
 
   Plan made;
-  CHECK_BLAS(cublasLtMatmulDescInit(&made.product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+  CHECK_BLAS(cublasLtMatmulDescInit(&made.gemm, CUBLAS_COMPUTE_32F, CUDA_R_32F));
   const cublasOperation_t first_op = b.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
   const cublasOperation_t second_op = a.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
-  CHECK_BLAS(cublasLtMatmulDescSetAttribute(&made.product, CUBLASLT_MATMUL_DESC_TRANSA, &first_op,
+  CHECK_BLAS(cublasLtMatmulDescSetAttribute(&made.gemm, CUBLASLT_MATMUL_DESC_TRANSA, &first_op,
                                             sizeof first_op));
-  CHECK_BLAS(cublasLtMatmulDescSetAttribute(&made.product, CUBLASLT_MATMUL_DESC_TRANSB, &second_op,
+  CHECK_BLAS(cublasLtMatmulDescSetAttribute(&made.gemm, CUBLASLT_MATMUL_DESC_TRANSB, &second_op,
                                             sizeof second_op));
   // y^T has a row for each element of the bias. The choice of an algorithm wants to see a pointer.
-  if (bias) set_bias(made.product, bias);
+  if (bias) set_bias(made.gemm, bias);
   made.first = layout(b.m);
   made.second = layout(a.m);
   made.result = layout(y);
@@ -153,10 +153,10 @@ const Plan& MatmulPlans::plan(Matrix y, const Operand& a, const Operand& b, cons
   cublasLtMatmulHeuristicResult_t best{};
   int found = 0;
   const cublasStatus_t status =
-      cublasLtMatmulAlgoGetHeuristic(handle, &made.product, &made.first, &made.second, &made.result,
+      cublasLtMatmulAlgoGetHeuristic(handle, &made.gemm, &made.first, &made.second, &made.result,
                                      &made.result, &preference, 1, &best, &found);
   const auto shape = [&] {
-    return "a product of (" + std::to_string(y.rows) + "," + std::to_string(a.cols()) + ") and (" +
+    return "a GEMM of (" + std::to_string(y.rows) + "," + std::to_string(a.cols()) + ") and (" +
            std::to_string(a.cols()) + "," + std::to_string(y.cols) + ") in " +
            std::string(name_of(a.m.dtype));
   };
@@ -182,8 +182,8 @@ const void* bias_for(Stream& stream, DType type, ConstMatrix bias) {
   return converted(stream, bias, type, ScratchSlot::GemmBias).data;
 }
 
-void product(Stream& stream, Matrix y, Operand a, Operand b, float alpha, float beta, DType type,
-             ConstMatrix bias = {}) {
+void gemm(Stream& stream, Matrix y, Operand a, Operand b, float alpha, float beta, DType type,
+          ConstMatrix bias = {}) {
   assert(a.rows() == y.rows && b.cols() == y.cols && a.cols() == b.rows());
   if (y.rows == 0 || y.cols == 0) return;
   if (a.cols() == 0 || alpha == 0) {
@@ -198,7 +198,7 @@ void product(Stream& stream, Matrix y, Operand a, Operand b, float alpha, float 
   if (stream.reserving()) return;
   MatmulPlans& plans = *stream.cuda()->matmul;
   const Plan& plan = plans.plan(y, a, b, added);
-  cublasLtMatmulDescOpaque_t description = plan.product;
+  cublasLtMatmulDescOpaque_t description = plan.gemm;
   if (added) set_bias(description, added);
   CHECK_BLAS(cublasLtMatmul(plans.handle, &description, &alpha, b.m.data,
                             const_cast<cublasLtMatrixLayoutOpaque_t*>(&plan.first), a.m.data,
@@ -211,19 +211,19 @@ void product(Stream& stream, Matrix y, Operand a, Operand b, float alpha, float 
 }  // namespace
 
 void matmul_nt(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta) {
-  product(stream, y, {x, false}, {w, true}, alpha, beta, cuda_gemm_type(y, x));
+  gemm(stream, y, {x, false}, {w, true}, alpha, beta, cuda_gemm_type(y, x));
 }
 
 void matmul_nt_bias(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, ConstMatrix bias) {
-  product(stream, y, {x, false}, {w, true}, 1, 0, cuda_gemm_type(y, x), bias);
+  gemm(stream, y, {x, false}, {w, true}, 1, 0, cuda_gemm_type(y, x), bias);
 }
 
 void matmul_nn(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta) {
-  product(stream, y, {x, false}, {w, false}, alpha, beta, cuda_gemm_type(y, x));
+  gemm(stream, y, {x, false}, {w, false}, alpha, beta, cuda_gemm_type(y, x));
 }
 
 void matmul_tn(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b, float alpha, float beta) {
-  product(stream, y, {a, true}, {b, false}, alpha, beta, cuda_gemm_type(a, b));
+  gemm(stream, y, {a, true}, {b, false}, alpha, beta, cuda_gemm_type(a, b));
 }
 
 }  // namespace lorashard::cuda

@@ -25,7 +25,7 @@ std::vector<KernelCheck> kernel_checks();
 // Parts of it, one source file each.
 void add_row_checks(std::vector<KernelCheck>& checks);
 void add_norm_checks(std::vector<KernelCheck>& checks);
-void add_product_checks(std::vector<KernelCheck>& checks);
+void add_gemm_checks(std::vector<KernelCheck>& checks);
 void add_attention_checks(std::vector<KernelCheck>& checks);
 void add_loss_checks(std::vector<KernelCheck>& checks);
 

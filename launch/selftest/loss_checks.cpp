@@ -140,7 +140,7 @@ std::vector<KernelCheck> kernel_checks() {
   std::vector<KernelCheck> checks;
   add_row_checks(checks);
   add_norm_checks(checks);
-  add_product_checks(checks);
+  add_gemm_checks(checks);
   add_attention_checks(checks);
   add_loss_checks(checks);
   return checks;

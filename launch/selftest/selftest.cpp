@@ -37,11 +37,11 @@ class Report {
       if (worse) c.error = all[r];
       if (worse && !(all[r] <= c.tolerance)) c.failure = fmt::format("on rank {}", r);
     }
-    tell(c);
+    report(c);
   }
   void skip(Check c, const std::string& why) {
     c.skipped = why;
-    tell(c);
+    report(c);
   }
   int end() {
     console_.line(tally_.line());
@@ -49,7 +49,7 @@ class Report {
   }
 
  private:
-  void tell(const Check& c) {
+  void report(const Check& c) {
     tally_.count(c);
     console_.line(c.line());
   }
@@ -78,7 +78,7 @@ double difference(const std::vector<Part>& device, const std::vector<Part>& cpu)
 }
 
 // Every rank adds small whole numbers, which no type rounds.
-double sum_error(Communicator& world, Stream& stream, DType type) {
+double all_reduce_error(Communicator& world, Stream& stream, DType type) {
   constexpr int64_t kCount = 1003;
   Operand x(stream, 1, kCount, type, 1);
   x.fill([&](int64_t, int64_t j) { return double(j % 8 + world.rank()); });
@@ -89,8 +89,8 @@ double sum_error(Communicator& world, Stream& stream, DType type) {
   return largest_error(part.got, part.want);
 }
 
-void check_sums(Report& report, const Ranks& ranks, Communicator& world, Stream& stream,
-                const char* backend) {
+void check_all_reduce(Report& report, const Ranks& ranks, Communicator& world, Stream& stream,
+                      const char* backend) {
   for (const DType type : {DType::F32, DType::BF16}) {
     // bf16 holds whole numbers to 256: with more ranks than fit, a sum is rounded.
     Check c{"sum over the ranks",
@@ -103,7 +103,7 @@ void check_sums(Report& report, const Ranks& ranks, Communicator& world, Stream&
     if (ranks.world.size() == 1) {
       report.skip(c, "one rank alone; start it with mpirun -n N");
     } else {
-      report.check(c, [&] { return sum_error(world, stream, type); });
+      report.check(c, [&] { return all_reduce_error(world, stream, type); });
     }
   }
 }
@@ -128,7 +128,7 @@ int self_test(const Ranks& ranks) {
   console.line("CPU: each kernel against its definition in double precision");
   for (const KernelCheck& k : checks)
     report.check(check_of(k, "CPU"), [&] { return worst(k.run(cpu)); });
-  check_sums(report, ranks, ranks.world, cpu, "CPU");
+  check_all_reduce(report, ranks, ranks.world, cpu, "CPU");
 
   const DeviceChoice choice = choose_device(RunConfig::Compute::Backend::AUTO, "selftest", ranks);
   if (choice.backend == Backend::CPU) {
@@ -150,7 +150,7 @@ int self_test(const Ranks& ranks) {
     c.tolerance *= 2;  // both round
     report.check(c, [&] { return difference(k.run(device), k.run(cpu)); });
   }
-  check_sums(report, ranks, compute.world(), device, "CUDA");
+  check_all_reduce(report, ranks, compute.world(), device, "CUDA");
   if (cuda_is_simulated()) {
     report.skip({"timings", "CUDA", "BF16", 0, 0, "", ""},
                 "the devices are simulated: their time says nothing");

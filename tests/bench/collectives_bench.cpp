@@ -35,8 +35,8 @@ double time_call(Communicator& c, Stream& stream, Matrix x) {
 int main(int argc, char** argv) {
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 200;
   MpiEnvironment environment(&argc, &argv);
-  const auto memory = make_world_communicator(SumPath::SharedMemory);
-  const auto messages = make_world_communicator(SumPath::Messages);
+  const auto memory = make_world_communicator(AllReducePath::SharedMemory);
+  const auto messages = make_world_communicator(AllReducePath::Messages);
   Stream stream(1);
   if (memory->rank() == 0) {
     std::printf("%d ranks, us        window best  median   messages best  median   ratio of best\n",

@@ -31,7 +31,7 @@ ordered_json to_json(const Machine& m) {
           {"between_bandwidth", m.between.bandwidth},
           {"between_latency", m.between.latency},
           {"call_seconds", m.call_seconds},
-          {"products", m.efficiency.products},
+          {"gemms", m.efficiency.gemms},
           {"attention_forward", m.efficiency.attention_forward},
           {"attention_backward", m.efficiency.attention_backward}};
 }
@@ -49,23 +49,23 @@ Machine machine_from(const ordered_json& j) {
   m.inside = {j.at("inside_bandwidth"), j.at("inside_latency")};
   m.between = {j.at("between_bandwidth"), j.at("between_latency")};
   m.call_seconds = j.at("call_seconds");
-  m.efficiency.products = j.at("products");
+  m.efficiency.gemms = j.at("gemms");
   m.efficiency.attention_forward = j.at("attention_forward");
   m.efficiency.attention_backward = j.at("attention_backward");
   return m;
 }
 
 ordered_json to_json(const StepCost& step) {
-  ordered_json parts = ordered_json::object(), sums = ordered_json::object();
+  ordered_json parts = ordered_json::object(), all_reduces = ordered_json::object();
   for (const KernelCost& k : step.slowest.kernels) {
     parts[k.part + "." + k.kernel] = {
         {"calls", k.calls}, {"flops", k.flops}, {"bytes", k.bytes}, {"seconds", k.seconds}};
   }
   for (const ReductionCost& r : step.slowest.reductions) {
-    sums[r.label] = {{"calls", r.calls},
-                     {"payload", r.payload},
-                     {"wire", r.wire_inside + r.wire_between},
-                     {"seconds", r.seconds}};
+    all_reduces[r.label] = {{"calls", r.calls},
+                            {"payload", r.payload},
+                            {"wire", r.wire_inside + r.wire_between},
+                            {"seconds", r.seconds}};
   }
   const MemoryCost& m = step.largest;
   return {{"seconds", step.seconds},
@@ -85,12 +85,12 @@ ordered_json to_json(const StepCost& step) {
             {"reserved", m.reserved},
             {"total", m.total()}}},
           {"kernels", parts},
-          {"sums", sums}};
+          {"all_reduces", all_reduces}};
 }
 
 struct ModelOptions {
   std::string model, rates, machine, targets = "q_proj,v_proj", dtype = "FP32", recompute = "NONE";
-  int64_t rank = 8, seq = 512, micro = 2, global = 2;
+  int64_t lora_rank = 8, seq = 512, micro = 2, global = 2;
   int tensor = 1, data = 1;
 };
 
@@ -105,7 +105,7 @@ void print_model(const ModelOptions& o) {
     targets.push_back(o.targets.substr(begin, end - begin));
     begin = end + 1;
   }
-  job.adapter.rank = o.rank;
+  job.adapter.rank = o.lora_rank;
   job.modules = match_targets(linear_modules(job.model), targets, false, {}, "--targets");
   job.activation_type = o.dtype == "BF16" ? DType::BF16 : DType::F32;
   job.sequence = o.seq, job.micro_batch = o.micro, job.global_batch = o.global;
@@ -193,7 +193,7 @@ void print_range() {
   for (const auto& [name, e] : cases) {
     for (const bool halves : {false, true}) {
       std::printf("| %s, %s | %.0f %% | %.0f %%, %.0f %% | %.0f %% | %.0f %% | %.0f %% |", name,
-                  halves ? "two halves in flight" : "one sequence at once", 100 * e.products,
+                  halves ? "two halves in flight" : "one sequence at once", 100 * e.gemms,
                   100 * e.attention_forward, 100 * e.attention_backward, 100 * e.memory,
                   100 * e.link, halves ? 100 * e.overlap : 0);
       for (Machine machine : known_machines()) {
@@ -224,14 +224,14 @@ void print_shares() {
     for (const KernelCost& k : step.slowest.kernels) seconds += match(k) ? k.seconds : 0;
     return seconds;
   };
-  const auto product = [](const KernelCost& k) { return k.kernel.starts_with("matmul"); };
+  const auto gemm = [](const KernelCost& k) { return k.kernel.starts_with("matmul"); };
   const auto attention = [](const KernelCost& k) { return k.kernel.starts_with("attention"); };
   for (const char* part : {"forward", "recompute", "backward", "lora", "loss"}) {
     line((std::string("GEMMs, ") + part).c_str(),
-         sum([&](const KernelCost& k) { return product(k) && k.part == part; }));
+         sum([&](const KernelCost& k) { return gemm(k) && k.part == part; }));
   }
   line("attention", sum(attention));
-  line("other kernels", sum([&](const KernelCost& k) { return !product(k) && !attention(k); }));
+  line("other kernels", sum([&](const KernelCost& k) { return !gemm(k) && !attention(k); }));
   for (const ReductionCost& r : step.slowest.reductions) {
     line(("all-reduce, " + r.label).c_str(), r.exposed_seconds);
   }
@@ -275,7 +275,7 @@ int run(int argc, char** argv) {
   model->add_option("--dtype", o.dtype)->check(CLI::IsMember({"FP32", "BF16"}));
   model->add_option("--recompute", o.recompute)
       ->check(CLI::IsMember({"NONE", "MLP", "FULL", "AUTO"}));
-  model->add_option("--rank", o.rank);
+  model->add_option("--rank", o.lora_rank);
   model->add_option("--seq", o.seq);
   model->add_option("--micro", o.micro);
   model->add_option("--global", o.global);

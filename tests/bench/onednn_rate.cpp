@@ -2,7 +2,7 @@
 //   onednn_rate --threads T --rows M --type f32|bf16 N,K [N,K]...
 // For each weight (N,K) the forward GEMM y(M,N) = x(M,K) w(N,K)^T and the input gradient
 // dx(M,K) = dy(M,N) w(N,K), each the fastest of several calls. One JSON object a GEMM:
-//   {"product":"forward","n":576,"k":576,"seconds":0.0051,"gflops":133.1,"path":"sgemm"}
+//   {"gemm":"forward","n":576,"k":576,"seconds":0.0051,"gflops":133.1,"path":"sgemm"}
 // fp32 takes the faster of dnnl_sgemm and the matmul primitive. bf16 is the primitive alone, with
 // fp32 accumulation; exit status 4 if the processor has no bf16 units, where oneDNN emulates it.
 // Exit status 2: wrong usage.
@@ -64,15 +64,15 @@ double primitive_seconds(int64_t rows, int64_t cols, int64_t inner, bool b_trans
                         b_transposed ? memory::dims{1, inner} : memory::dims{cols, 1});
   const memory::desc dy({rows, cols}, type, memory::dims{cols, 1});
 #if DNNL_VERSION_MAJOR >= 3
-  const dnnl::matmul product(dnnl::matmul::primitive_desc(engine, da, db, dy));
+  const dnnl::matmul gemm(dnnl::matmul::primitive_desc(engine, da, db, dy));
 #else
-  const dnnl::matmul product(dnnl::matmul::primitive_desc(dnnl::matmul::desc(da, db, dy), engine));
+  const dnnl::matmul gemm(dnnl::matmul::primitive_desc(dnnl::matmul::desc(da, db, dy), engine));
 #endif
   const memory ma(da, engine, const_cast<char*>(a.data()));
   const memory mb(db, engine, const_cast<char*>(b.data()));
   const memory my(dy, engine, y.data());
   return fastest([&] {
-    product.execute(queue, {{DNNL_ARG_SRC, ma}, {DNNL_ARG_WEIGHTS, mb}, {DNNL_ARG_DST, my}});
+    gemm.execute(queue, {{DNNL_ARG_SRC, ma}, {DNNL_ARG_WEIGHTS, mb}, {DNNL_ARG_DST, my}});
     queue.wait();
   });
 }
@@ -94,7 +94,7 @@ void measure(const char* name, int64_t m, int64_t n, int64_t k, bool forward, Ty
     if (sgemm < seconds) seconds = sgemm, path = "sgemm";
   }
   std::printf(
-      "{\"product\":\"%s\",\"n\":%lld,\"k\":%lld,\"seconds\":%.9f,\"gflops\":%.2f,"
+      "{\"gemm\":\"%s\",\"n\":%lld,\"k\":%lld,\"seconds\":%.9f,\"gflops\":%.2f,"
       "\"path\":\"%s\"}\n",
       name, (long long)n, (long long)k, seconds, 2e-9 * double(m) * double(n) * double(k) / seconds,
       path);

@@ -74,7 +74,7 @@ inline TrainingJob in_two_halves(TrainingJob job) {
 }
 
 inline Machine with_compute_efficiency(Machine m, double share) {
-  m.efficiency.products = m.efficiency.attention_forward = m.efficiency.attention_backward = share;
+  m.efficiency.gemms = m.efficiency.attention_forward = m.efficiency.attention_backward = share;
   return m;
 }
 

@@ -13,7 +13,7 @@ class LoraDropoutKernels : public DeviceTest {
  protected:
   // The three results on the device, in memory from element `shift` on.
   std::array<HostMatrix, 3> results(const LoraDropoutCase& c, int64_t shift) {
-    HostMatrix none(c.s.rows, c.s.rank, F, c.s.pad);
+    HostMatrix none(c.s.rows, c.s.lora_rank, F, c.s.pad);
     none.fill(NAN);
     const DeviceMatrix x(device(), c.x, shift), a(device(), c.a, shift), t(device(), c.t, shift);
     DeviceMatrix u(device(), none, shift), da(device(), c.da, shift), dx(device(), c.dx, shift);
@@ -42,9 +42,9 @@ TEST_P(LoraDropoutKernels, AgreeWithDefinition) {
 // Sums long enough to be split between blocks: parts of whole steps and a last one that is short.
 TEST_P(LoraDropoutKernels, SplitSums) {
   for (const LoraDropoutShape& s :
-       {LoraDropoutShape{.rows = 40, .cols = 1100, .rank = 9},
-        LoraDropoutShape{.rows = 1030, .cols = 40, .rank = 9},
-        LoraDropoutShape{.rows = 530, .cols = 70, .rank = 40, .pad = 3, .first_col = 5}})
+       {LoraDropoutShape{.rows = 40, .cols = 1100, .lora_rank = 9},
+        LoraDropoutShape{.rows = 1030, .cols = 40, .lora_rank = 9},
+        LoraDropoutShape{.rows = 530, .cols = 70, .lora_rank = 40, .pad = 3, .first_col = 5}})
     for (const DType type : {F, B}) {
       SCOPED_TRACE(describe(s));
       const LoraDropoutCase c(s, type);
@@ -56,9 +56,9 @@ TEST_P(LoraDropoutKernels, SplitSums) {
 }
 
 TEST_P(LoraDropoutKernels, AgreeWithTheCpu) {
-  const LoraDropoutShape s{.rows = 50, .cols = 104, .rank = 8, .first_col = 16};
+  const LoraDropoutShape s{.rows = 50, .cols = 104, .lora_rank = 8, .first_col = 16};
   const LoraDropoutCase c(s, F);
-  HostMatrix u(s.rows, s.rank, F), da = c.da, dx = c.dx;
+  HostMatrix u(s.rows, s.lora_rank, F), da = c.da, dx = c.dx;
   lora_dropout_forward(cpu, u, c.x, c.a, c.mask());
   lora_dropout_wgrad(cpu, da, c.t, c.x, c.mask());
   lora_dropout_dgrad(cpu, dx, c.t, c.a, c.mask());
@@ -70,10 +70,10 @@ TEST_P(LoraDropoutKernels, AgreeWithTheCpu) {
 
 TEST_P(LoraDropoutKernels, Empty) {
   for (const DType type : {F, B}) {
-    const LoraDropoutCase flat({.rows = 3, .cols = 0, .rank = 2}, type);
+    const LoraDropoutCase flat({.rows = 3, .cols = 0, .lora_rank = 2}, type);
     expect_near(
         results(flat, 0)[0], [](int64_t, int64_t) { return 0; }, 0, 0);
-    const LoraDropoutCase none({.rows = 0, .cols = 4, .rank = 2}, type);
+    const LoraDropoutCase none({.rows = 0, .cols = 4, .lora_rank = 2}, type);
     EXPECT_TRUE(results(none, 0)[1] == none.da);
   }
 }

@@ -13,7 +13,7 @@ namespace lorashard {
 namespace {
 
 using Types = std::tuple<DType, DType, DType>;  // of x, w and y
-struct Product {
+struct Gemm {
   int64_t m, n, k;
 };
 
@@ -25,7 +25,7 @@ HostMatrix rounded(const HostMatrix& x, DType type) {
   return r;
 }
 
-void check_products(Stream& device, const Product& s, Types types, int64_t pad, int64_t shift) {
+void check_gemms(Stream& device, const Gemm& s, Types types, int64_t pad, int64_t shift) {
   const auto [at, bt, yt] = types;
   for (const auto& [alpha, beta] : {std::pair{1.0f, 0.0f}, {1.0f, 1.0f}, {0.5f, -2.0f}})
     for (const char form : {'t', 'n', 'w'}) {  // nt, nn, tn
@@ -62,14 +62,14 @@ const DType F = DType::F32, B = DType::BF16, H = DType::F16;
 TEST(CudaMatmul, AgreesWithDefinition) {
   NEEDS_CUDA_DEVICES(1);
   Stream device(Backend::CUDA, 1);
-  for (const Product& s : {Product{1, 1, 1},
-                           {3, 5, 7},
-                           {1, 130, 64},
-                           {65, 8, 96},
-                           {8, 70, 129},
-                           {0, 4, 4},
-                           {4, 0, 4},
-                           {4, 6, 0}})
+  for (const Gemm& s : {Gemm{1, 1, 1},
+                        {3, 5, 7},
+                        {1, 130, 64},
+                        {65, 8, 96},
+                        {8, 70, 129},
+                        {0, 4, 4},
+                        {4, 0, 4},
+                        {4, 6, 0}})
     for (const Types& types : {Types{F, F, F},
                                {F, B, F},
                                {F, H, F},
@@ -80,15 +80,15 @@ TEST(CudaMatmul, AgreesWithDefinition) {
                                {F, F, B},
                                {B, H, B}}) {
       SCOPED_TRACE(testing::Message() << s.m << "x" << s.n << "x" << s.k);
-      check_products(device, s, types, 0, 0);
-      check_products(device, s, types, 3, 1);
+      check_gemms(device, s, types, 0, 0);
+      check_gemms(device, s, types, 3, 1);
     }
 }
 
 // One plan serves every bias; other types and unaligned rows go through scratch.
 TEST(CudaMatmul, AddsABias) {
   Stream device(Backend::CUDA, 1);
-  for (const Product& s : {Product{3, 5, 7}, {65, 8, 96}, {1, 130, 64}, {4, 6, 0}, {0, 4, 4}})
+  for (const Gemm& s : {Gemm{3, 5, 7}, {65, 8, 96}, {1, 130, 64}, {4, 6, 0}, {0, 4, 4}})
     for (const auto& [xt, wt, yt, bias_type] : {std::array{F, F, F, F},
                                                 {F, B, F, B},
                                                 {B, B, B, B},
@@ -125,9 +125,8 @@ TEST(CudaMatmul, AddsABias) {
 TEST(CudaMatmul, TheDoubleChecksItsArguments) {
   cublasLtHandle_t handle;
   ASSERT_EQ(cublasLtCreate(&handle), CUBLAS_STATUS_SUCCESS);
-  cublasLtMatmulDescOpaque_t product;
-  ASSERT_EQ(cublasLtMatmulDescInit(&product, CUBLAS_COMPUTE_32F, CUDA_R_32F),
-            CUBLAS_STATUS_SUCCESS);
+  cublasLtMatmulDescOpaque_t gemm;
+  ASSERT_EQ(cublasLtMatmulDescInit(&gemm, CUBLAS_COMPUTE_32F, CUDA_R_32F), CUBLAS_STATUS_SUCCESS);
   cublasLtMatmulPreferenceOpaque_t preference;
   ASSERT_EQ(cublasLtMatmulPreferenceInit(&preference), CUBLAS_STATUS_SUCCESS);
   const auto layout = [](cudaDataType_t type, uint64_t rows, uint64_t cols, int64_t ld) {
@@ -139,7 +138,7 @@ TEST(CudaMatmul, TheDoubleChecksItsArguments) {
                           cublasLtMatrixLayoutOpaque_t d) {
     cublasLtMatmulHeuristicResult_t best;
     int found = 0;
-    return cublasLtMatmulAlgoGetHeuristic(handle, &product, &a, &b, &d, &d, &preference, 1, &best,
+    return cublasLtMatmulAlgoGetHeuristic(handle, &gemm, &a, &b, &d, &d, &preference, 1, &best,
                                           &found);
   };
   const auto f32 = CUDA_R_32F, bf16 = CUDA_R_16BF;
@@ -154,7 +153,7 @@ TEST(CudaMatmul, TheDoubleChecksItsArguments) {
   EXPECT_EQ(choose(layout(f32, 4, 3, 4), layout(f32, 3, 5, 3), layout(bf16, 4, 5, 4)),
             CUBLAS_STATUS_NOT_SUPPORTED);
   const auto set = [&](cublasLtMatmulDescAttributes_t what, auto value) {
-    EXPECT_EQ(cublasLtMatmulDescSetAttribute(&product, what, &value, sizeof value),
+    EXPECT_EQ(cublasLtMatmulDescSetAttribute(&gemm, what, &value, sizeof value),
               CUBLAS_STATUS_SUCCESS);
   };
   const auto choose_f32 = [&] {

@@ -11,7 +11,8 @@ constexpr int kLd = 24;  // of the tiles in shared memory
 // d(16, 8) = c(16, 8) + a(16, 16) b(16, 8), by one warp. Fragments of a and c come element by
 // element from global memory, as the layouts say; b through ldmatrix from b (16, 8), or from its
 // transpose (8, 16).
-__global__ void product(float* d, const bf16* a, const bf16* b, const float* c, bool transposed) {
+__global__ void mma_kernel(float* d, const bf16* a, const bf16* b, const float* c,
+                           bool transposed) {
   SHARED_ARRAY(bf16, tile, 16 * kLd);
   const int lane = int(threadIdx.x), g = lane / 4, t = lane % 4;
   // Both forms fill a 16 x 16 tile; what the mma does not use is NaN.
@@ -67,9 +68,9 @@ __global__ void copy(bf16* to, const bf16* from, bool wait_for_all) {
 
 }  // namespace
 
-void test_product(cudaStream_t stream, float* d, const bf16* a, const bf16* b, const float* c,
-                  bool transposed) {
-  LORASHARD_CUDA_CHECK(launch(product, dim3(1), dim3(32), 0, stream, d, a, b, c, transposed));
+void test_mma(cudaStream_t stream, float* d, const bf16* a, const bf16* b, const float* c,
+              bool transposed) {
+  LORASHARD_CUDA_CHECK(launch(mma_kernel, dim3(1), dim3(32), 0, stream, d, a, b, c, transposed));
 }
 
 void test_copy(cudaStream_t stream, bf16* to, const bf16* from, bool wait_for_all) {

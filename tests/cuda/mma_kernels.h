@@ -8,8 +8,8 @@ namespace lorashard::cuda {
 
 // d(16, 8) = c(16, 8) + a(16, 16) b by one mma; b is (16, 8), or, if `transposed`, (8, 16) and its
 // transpose is used.
-void test_product(cudaStream_t stream, float* d, const __nv_bfloat16* a, const __nv_bfloat16* b,
-                  const float* c, bool transposed);
+void test_mma(cudaStream_t stream, float* d, const __nv_bfloat16* a, const __nv_bfloat16* b,
+              const float* c, bool transposed);
 
 // 512 elements through shared memory in two asynchronous copies of 16 bytes a thread, those of odd
 // threads of the second half being zeros; each half comes out with its threads reversed.

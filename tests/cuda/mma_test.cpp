@@ -25,8 +25,8 @@ TEST(Mma, IsTheProductOfItsFragments) {
     a.randomize(1), b.randomize(2), c.randomize(3), d.fill(NAN);
     const Buffer a_ = on_device(stream, a), b_ = on_device(stream, b), c_ = on_device(stream, c);
     const Buffer d_ = on_device(stream, d);
-    cuda::test_product(cuda::stream_of(stream), d_.as<float>(), a_.as<bf16>(), b_.as<bf16>(),
-                       c_.as<float>(), transposed);
+    cuda::test_mma(cuda::stream_of(stream), d_.as<float>(), a_.as<bf16>(), b_.as<bf16>(),
+                   c_.as<float>(), transposed);
     copy_to_host(stream, d.bytes.data(), d_.data(), 16 * 8 * 4);
     // Seventeen terms near one, summed in fp32.
     expect_near(

@@ -19,10 +19,10 @@ namespace {
 
 using namespace cudasim;
 
-constexpr uint32_t kProduct = 0x70726f64, kLayout = 0x6c61796f, kPreference = 0x70726566,
+constexpr uint32_t kGemm = 0x70726f64, kLayout = 0x6c61796f, kPreference = 0x70726566,
                    kAlgorithm = 0x616c676f;
 
-struct Product {
+struct Gemm {
   uint32_t mark;
   cublasComputeType_t compute;
   cudaDataType_t scale;
@@ -86,32 +86,32 @@ size_t extent(const Layout& l) { return (size_t(l.ld) * (l.cols - 1) + l.rows) *
 
 // D = alpha op(A) op(B) + beta C with all that a check needs.
 struct Call {
-  Product product;
+  Gemm gemm;
   Layout a, b, c, d;
   uint64_t m() const { return d.rows; }
   uint64_t n() const { return d.cols; }
-  uint64_t k() const { return product.trans_a == CUBLAS_OP_N ? a.cols : a.rows; }
+  uint64_t k() const { return gemm.trans_a == CUBLAS_OP_N ? a.cols : a.rows; }
 };
 
 cublasStatus_t check(const Call& call) {
-  const auto [product, a, b, c, d] = call;
-  if (product.compute != CUBLAS_COMPUTE_32F || product.scale != CUDA_R_32F)
+  const auto [gemm, a, b, c, d] = call;
+  if (gemm.compute != CUBLAS_COMPUTE_32F || gemm.scale != CUDA_R_32F)
     return CUBLAS_STATUS_NOT_SUPPORTED;
   const bool f32 = a.type == CUDA_R_32F && d.type == CUDA_R_32F;
   const bool bf16 = a.type == CUDA_R_16BF && (d.type == CUDA_R_16BF || d.type == CUDA_R_32F);
   if (a.type != b.type || c.type != d.type || !(f32 || bf16)) return CUBLAS_STATUS_NOT_SUPPORTED;
-  if (product.epilogue == CUBLASLT_EPILOGUE_BIAS) {
+  if (gemm.epilogue == CUBLASLT_EPILOGUE_BIAS) {
     // For these GEMMs the library joins a bias of D's type only, and reads it in vectors.
-    if (product.bias_type != -1 && product.bias_type != int32_t(d.type))
+    if (gemm.bias_type != -1 && gemm.bias_type != int32_t(d.type))
       return CUBLAS_STATUS_NOT_SUPPORTED;
-    if (!product.bias || reinterpret_cast<uintptr_t>(product.bias) % 16)
+    if (!gemm.bias || reinterpret_cast<uintptr_t>(gemm.bias) % 16)
       return CUBLAS_STATUS_INVALID_VALUE;
-  } else if (product.epilogue != CUBLASLT_EPILOGUE_DEFAULT) {
+  } else if (gemm.epilogue != CUBLASLT_EPILOGUE_DEFAULT) {
     return CUBLAS_STATUS_NOT_SUPPORTED;
   }
   for (const Layout& l : {a, b, c, d})
     if (l.rows == 0 || l.cols == 0 || l.ld < int64_t(l.rows)) return CUBLAS_STATUS_INVALID_VALUE;
-  const bool a_plain = product.trans_a == CUBLAS_OP_N, b_plain = product.trans_b == CUBLAS_OP_N;
+  const bool a_plain = gemm.trans_a == CUBLAS_OP_N, b_plain = gemm.trans_b == CUBLAS_OP_N;
   const bool fit = (a_plain ? a.rows : a.cols) == d.rows && (b_plain ? b.cols : b.rows) == d.cols &&
                    (a_plain ? a.cols : a.rows) == (b_plain ? b.rows : b.cols) && c.rows == d.rows &&
                    c.cols == d.cols;
@@ -150,17 +150,17 @@ void multiply(const Call& call, float alpha, const void* a, const void* b, float
   std::vector<float> result(call.m() * call.n());
   if (beta != 0) result = load(c, call.c);
   // oneDNN is row-major: it too is asked for the transpose, which swaps the operands.
-  if (dnnl_sgemm(call.product.trans_b == CUBLAS_OP_N ? 'N' : 'T',
-                 call.product.trans_a == CUBLAS_OP_N ? 'N' : 'T', dnnl_dim_t(call.n()),
+  if (dnnl_sgemm(call.gemm.trans_b == CUBLAS_OP_N ? 'N' : 'T',
+                 call.gemm.trans_a == CUBLAS_OP_N ? 'N' : 'T', dnnl_dim_t(call.n()),
                  dnnl_dim_t(call.m()), dnnl_dim_t(call.k()), alpha, right.data(),
                  dnnl_dim_t(call.b.rows), left.data(), dnnl_dim_t(call.a.rows), beta, result.data(),
                  dnnl_dim_t(call.m())) != dnnl_success)
     throw Violation("cublasLtMatmul: oneDNN's sgemm refused");
-  if (call.product.epilogue == CUBLASLT_EPILOGUE_BIAS) {
+  if (call.gemm.epilogue == CUBLASLT_EPILOGUE_BIAS) {
     const Layout row{kLayout, call.d.type, call.m(), 1, int64_t(call.m())};
-    if (!arena_holds(call.product.bias, extent(row)))
+    if (!arena_holds(call.gemm.bias, extent(row)))
       throw Violation("cublasLtMatmul: the bias does not lie in one device allocation");
-    const std::vector<float> bias = load(call.product.bias, row);
+    const std::vector<float> bias = load(call.gemm.bias, row);
     for (uint64_t j = 0; j < call.n(); ++j)
       for (uint64_t i = 0; i < call.m(); ++i) result[j * call.m() + i] += bias[i];
   }
@@ -225,26 +225,26 @@ cublasStatus_t cublasLtMatrixLayoutInit_internal(cublasLtMatrixLayout_t layout, 
 cublasStatus_t cublasLtMatmulDescInit_internal(cublasLtMatmulDesc_t desc, size_t size,
                                                cublasComputeType_t compute, cudaDataType_t scale) {
   return place(desc, size,
-               Product{kProduct, compute, scale, CUBLAS_OP_N, CUBLAS_OP_N,
-                       CUBLASLT_EPILOGUE_DEFAULT, -1, nullptr});
+               Gemm{kGemm, compute, scale, CUBLAS_OP_N, CUBLAS_OP_N, CUBLASLT_EPILOGUE_DEFAULT, -1,
+                    nullptr});
 }
 
 cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t desc,
                                               cublasLtMatmulDescAttributes_t which,
                                               const void* value, size_t size) {
-  if (!is(desc, kProduct)) return CUBLAS_STATUS_INVALID_VALUE;
-  Product& product = inside<Product>(desc);
+  if (!is(desc, kGemm)) return CUBLAS_STATUS_INVALID_VALUE;
+  Gemm& gemm = inside<Gemm>(desc);
   switch (which) {
     case CUBLASLT_MATMUL_DESC_TRANSA:
-      return set(product.trans_a, value, size);
+      return set(gemm.trans_a, value, size);
     case CUBLASLT_MATMUL_DESC_TRANSB:
-      return set(product.trans_b, value, size);
+      return set(gemm.trans_b, value, size);
     case CUBLASLT_MATMUL_DESC_EPILOGUE:
-      return set(product.epilogue, value, size);
+      return set(gemm.epilogue, value, size);
     case CUBLASLT_MATMUL_DESC_BIAS_POINTER:
-      return set(product.bias, value, size);
+      return set(gemm.bias, value, size);
     case CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE:
-      return set(product.bias_type, value, size);
+      return set(gemm.bias_type, value, size);
     default:
       return CUBLAS_STATUS_NOT_SUPPORTED;
   }
@@ -277,16 +277,16 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
   }
 }
 
-cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t product,
+cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t gemm,
                                               cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
                                               cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
                                               cublasLtMatmulPreference_t preference, int wanted,
                                               cublasLtMatmulHeuristicResult_t results[],
                                               int* found) {
-  if (!handle || !is(product, kProduct) || !is(a, kLayout) || !is(b, kLayout) || !is(c, kLayout) ||
+  if (!handle || !is(gemm, kGemm) || !is(a, kLayout) || !is(b, kLayout) || !is(c, kLayout) ||
       !is(d, kLayout) || !is(preference, kPreference) || wanted < 1)
     return CUBLAS_STATUS_INVALID_VALUE;
-  const Call call{inside<Product>(product), inside<Layout>(a), inside<Layout>(b), inside<Layout>(c),
+  const Call call{inside<Gemm>(gemm), inside<Layout>(a), inside<Layout>(b), inside<Layout>(c),
                   inside<Layout>(d)};
   *found = 0;
   if (const cublasStatus_t status = check(call); status != CUBLAS_STATUS_SUCCESS) return status;
@@ -300,25 +300,25 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
                Algorithm{kAlgorithm, uint16_t(p.align_a), uint16_t(p.align_b), uint16_t(p.align_c),
                          uint16_t(p.align_d), uint32_t(call.m()), uint32_t(call.n()),
                          uint32_t(call.k()), uint16_t(call.a.type), uint16_t(call.d.type),
-                         uint32_t(call.product.epilogue), p.workspace});
+                         uint32_t(call.gemm.epilogue), p.workspace});
 }
 
-cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t product,
-                              const void* alpha, const void* a, cublasLtMatrixLayout_t a_layout,
-                              const void* b, cublasLtMatrixLayout_t b_layout, const void* beta,
-                              const void* c, cublasLtMatrixLayout_t c_layout, void* d,
+cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t gemm, const void* alpha,
+                              const void* a, cublasLtMatrixLayout_t a_layout, const void* b,
+                              cublasLtMatrixLayout_t b_layout, const void* beta, const void* c,
+                              cublasLtMatrixLayout_t c_layout, void* d,
                               cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t* algo,
                               void* workspace, size_t workspace_bytes, cudaStream_t stream) {
-  if (!handle || !is(product, kProduct) || !is(a_layout, kLayout) || !is(b_layout, kLayout) ||
+  if (!handle || !is(gemm, kGemm) || !is(a_layout, kLayout) || !is(b_layout, kLayout) ||
       !is(c_layout, kLayout) || !is(d_layout, kLayout) || !is(algo, kAlgorithm) || !a || !b || !d)
     return CUBLAS_STATUS_INVALID_VALUE;
-  const Call call{inside<Product>(product), inside<Layout>(a_layout), inside<Layout>(b_layout),
+  const Call call{inside<Gemm>(gemm), inside<Layout>(a_layout), inside<Layout>(b_layout),
                   inside<Layout>(c_layout), inside<Layout>(d_layout)};
   if (const cublasStatus_t status = check(call); status != CUBLAS_STATUS_SUCCESS) return status;
   const Algorithm& chosen = inside<const Algorithm>(algo);
   if (chosen.m != call.m() || chosen.n != call.n() || chosen.k != call.k() ||
       chosen.type_in != call.a.type || chosen.type_out != call.d.type ||
-      chosen.epilogue != uint32_t(call.product.epilogue) || chosen.workspace > workspace_bytes ||
+      chosen.epilogue != uint32_t(call.gemm.epilogue) || chosen.workspace > workspace_bytes ||
       (chosen.workspace > 0 && !aligned(workspace, 256)) ||
       !arena_holds(workspace, chosen.workspace) || !aligned(a, chosen.align_a) ||
       !aligned(b, chosen.align_b) || !aligned(c, chosen.align_c) || !aligned(d, chosen.align_d))

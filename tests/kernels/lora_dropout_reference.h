@@ -9,19 +9,19 @@
 namespace lorashard {
 
 struct LoraDropoutShape {
-  int64_t rows, cols, rank;
+  int64_t rows, cols, lora_rank;
   int64_t pad = 0;        // ld - cols, of every matrix
   int64_t first_col = 0;  // of the mask
   float p = 0.3f;
 };
 
 inline std::string describe(const LoraDropoutShape& s) {
-  return std::to_string(s.rows) + " x " + std::to_string(s.cols) + ", rank " +
-         std::to_string(s.rank) + ", ld + " + std::to_string(s.pad) + ", from column " +
+  return std::to_string(s.rows) + " x " + std::to_string(s.cols) + ", lora_rank " +
+         std::to_string(s.lora_rank) + ", ld + " + std::to_string(s.pad) + ", from column " +
          std::to_string(s.first_col) + ", p " + std::to_string(s.p);
 }
 
-// Tiny and ragged ones, ranks on both sides of the tiles, slices that begin within a group of
+// Tiny and ragged ones, lora_rank on both sides of the tiles, slices that begin within a group of
 // words, pads that keep and that break the alignment of vectors.
 inline const std::vector<LoraDropoutShape>& lora_dropout_shapes() {
   static const std::vector<LoraDropoutShape> list = {
@@ -47,9 +47,9 @@ struct LoraDropoutCase {
   LoraDropoutCase(const LoraDropoutShape& shape, DType type)
       : s(shape),
         x(s.rows, s.cols, type, s.pad),
-        a(s.rank, s.cols, DType::F32, s.pad),
-        t(s.rows, s.rank, DType::F32, s.pad),
-        da(s.rank, s.cols, DType::F32, s.pad),
+        a(s.lora_rank, s.cols, DType::F32, s.pad),
+        t(s.rows, s.lora_rank, DType::F32, s.pad),
+        da(s.lora_rank, s.cols, DType::F32, s.pad),
         dx(s.rows, s.cols, type, s.pad) {
     x.randomize(1), a.randomize(2), t.randomize(3), da.randomize(4), dx.randomize(5);
     // Beyond 32 bits, and not in order.
@@ -97,10 +97,10 @@ struct LoraDropoutCase {
         [&](int64_t i, int64_t j) {
           if (mask_at(i, j) == 0) return dx(i, j);
           double sum = 0;
-          for (int64_t r = 0; r < s.rank; ++r) sum += rt(i, r) * ra(r, j);
+          for (int64_t r = 0; r < s.lora_rank; ++r) sum += rt(i, r) * ra(r, j);
           return dx(i, j) + mask_at(i, j) * sum;
         },
-        room(s.rank), rounding(dx.dtype) * 1.01 + 1e-6);
+        room(s.lora_rank), rounding(dx.dtype) * 1.01 + 1e-6);
     for (const HostMatrix* m : {&u, &da_after, &dx_after}) EXPECT_TRUE(m->gaps_untouched());
   }
 

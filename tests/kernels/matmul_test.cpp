@@ -21,7 +21,7 @@ using Types = std::tuple<DType, DType, DType>;
 class Matmul : public testing::TestWithParam<std::tuple<Shape, Types>> {};
 
 // y = alpha op(a) op(b) + beta y against sums in double.
-void check_products(const Shape& s, DType at, DType bt, DType yt, ProductPath path, int threads) {
+void check_gemms(const Shape& s, DType at, DType bt, DType yt, GemmPath path, int threads) {
   Stream stream(threads);
   for (int64_t pad : {0, 3})
     for (auto [alpha, beta] : {std::pair{1.0f, 0.0f}, {1.0f, 1.0f}, {0.5f, -2.0f}})
@@ -54,8 +54,8 @@ void check_products(const Shape& s, DType at, DType bt, DType yt, ProductPath pa
 TEST_P(Matmul, AgreesWithDefinition) {
   const auto& [shape, types] = GetParam();
   const auto [x, w, y] = types;
-  for (int threads : {1, 2}) check_products(shape, x, w, y, ProductPath::AUTO, threads);
-  check_products(shape, x, w, y, ProductPath::WIDEN, 2);
+  for (int threads : {1, 2}) check_gemms(shape, x, w, y, GemmPath::AUTO, threads);
+  check_gemms(shape, x, w, y, GemmPath::WIDEN, 2);
 }
 
 const DType F = DType::F32, B = DType::BF16, H = DType::F16;
@@ -96,17 +96,17 @@ TEST(MatmulBias, AgreesWithDefinition) {
 
 // More than one tile in each direction.
 TEST(MatmulTiles, Agree) {
-  check_products({2, 300, 4100}, F, B, F, ProductPath::WIDEN, 2);
-  check_products({280, 2, 4100}, B, F, B, ProductPath::WIDEN, 2);
+  check_gemms({2, 300, 4100}, F, B, F, GemmPath::WIDEN, 2);
+  check_gemms({280, 2, 4100}, B, F, B, GemmPath::WIDEN, 2);
 }
 
 // The primitive, which bf16 takes on processors with bf16 units, serves fp32 everywhere.
 TEST(MatmulPrimitive, HonoursStridesAndFactors) {
   for (Shape s : {Shape{3, 5, 7}, Shape{70, 33, 48}, Shape{1, 130, 64}}) {
-    check_products(s, F, F, F, ProductPath::PRIMITIVE, 2);
-    if (bf16_products_are_native()) {
-      check_products(s, B, B, F, ProductPath::PRIMITIVE, 2);
-      check_products(s, B, B, B, ProductPath::PRIMITIVE, 2);
+    check_gemms(s, F, F, F, GemmPath::PRIMITIVE, 2);
+    if (bf16_gemms_are_native()) {
+      check_gemms(s, B, B, F, GemmPath::PRIMITIVE, 2);
+      check_gemms(s, B, B, B, GemmPath::PRIMITIVE, 2);
     }
   }
 }

@@ -374,16 +374,16 @@ TEST(Overlap, HidesTheLayersSumsAlone) {
   EXPECT_EQ(flops_of(pair, "forward", true), flops_of(single, "forward", true));
 }
 
-TEST(SumCost, IsTheRingsAndCrossesNodesInPieces) {
+TEST(AllReduceCost, IsTheRingsAndCrossesNodesInPieces) {
   Machine m = *find_machine("h100-sxm");
   m.efficiency.link = 1;
   m.inside = {100, 1};
   m.between = {10, 2};
-  EXPECT_EQ(sum_cost(m, 1, 800).seconds, 0);
-  const SumCost inside = sum_cost(m, 4, 800);
+  EXPECT_EQ(all_reduce_cost(m, 1, 800).seconds, 0);
+  const AllReduceCost inside = all_reduce_cost(m, 4, 800);
   EXPECT_DOUBLE_EQ(inside.wire_inside, 2 * 0.75 * 800);
   EXPECT_DOUBLE_EQ(inside.seconds, 2 * 3 * 1 + 1200 / 100.0);
-  const SumCost across = sum_cost(m, 32, 800);
+  const AllReduceCost across = all_reduce_cost(m, 32, 800);
   EXPECT_DOUBLE_EQ(across.wire_inside, 2 * 7 / 8.0 * 800);
   EXPECT_DOUBLE_EQ(across.wire_between, 2 * 3 / 4.0 * 100);
   EXPECT_DOUBLE_EQ(across.seconds, 2 * 7 * 1 + 1400 / 100.0 + 2 * 3 * 2 + 150 / 10.0);

@@ -26,10 +26,10 @@ double activation_budget(const TrainingJob& job, const Machine& machine, int tp_
 
 }  // namespace
 
-RankCost rank_cost(const TrainingJob& job, const Machine& machine, int tensor_rank) {
+RankCost rank_cost(const TrainingJob& job, const Machine& machine, int tp_rank) {
   assert(!job.modules.empty() && job.global_batch % (job.micro_batch * job.data) == 0);
-  RecordedRank rank(job, machine.backend, tensor_rank,
-                    size_t(activation_budget(job, machine, tensor_rank)));
+  RecordedRank rank(job, machine.backend, tp_rank,
+                    size_t(activation_budget(job, machine, tp_rank)));
   RankCost cost;
   const int64_t micro_batches = job.global_batch / (job.micro_batch * job.data);
   rank.micro_batch(rank.full_micro_batch());
@@ -60,8 +60,8 @@ RankCost rank_cost(const TrainingJob& job, const Machine& machine, int tensor_ra
 
 StepCost step_cost(const TrainingJob& job, const Machine& machine) {
   StepCost step;
-  for (int rank = 0; rank < job.tensor; ++rank) {
-    RankCost cost = rank_cost(job, machine, rank);
+  for (int tp_rank = 0; tp_rank < job.tensor; ++tp_rank) {
+    RankCost cost = rank_cost(job, machine, tp_rank);
     for (const KernelCost& k : cost.kernels) {
       if (k.part != "recompute") step.model_flops += job.data * k.flops;
     }

@@ -52,7 +52,7 @@ struct StepCost {
 };
 
 // REQUIRES: job.modules is not empty; job.global_batch is a multiple of micro_batch * data.
-RankCost rank_cost(const TrainingJob& job, const Machine& machine, int tensor_rank);
+RankCost rank_cost(const TrainingJob& job, const Machine& machine, int tp_rank);
 StepCost step_cost(const TrainingJob& job, const Machine& machine);
 
 }  // namespace lorashard

@@ -13,7 +13,7 @@ constexpr double kGiga = 1e9, kTera = 1e12, kMib = 1 << 20;
 // backward (Shah et al. 2024, figures 5 and 6); streaming kernels at 85-90 % of the memory's rate;
 // NCCL's large all-reduces at 75-80 % of NVLink's rate. Of those that run beside GEMMs four fifths
 // are hidden: both take from the same memory and multiprocessors.
-constexpr Efficiency kAssumed{.products = 0.70,
+constexpr Efficiency kAssumed{.gemms = 0.70,
                               .attention_forward = 0.55,
                               .attention_backward = 0.45,
                               .memory = 0.85,
@@ -80,8 +80,8 @@ const Machine* find_machine(const std::string& name) {
   return found == all.end() ? nullptr : &*found;
 }
 
-SumCost sum_cost(const Machine& machine, int64_t ranks, double bytes) {
-  SumCost cost;
+AllReduceCost all_reduce_cost(const Machine& machine, int64_t ranks, double bytes) {
+  AllReduceCost cost;
   if (ranks <= 1) return cost;
   const int64_t local = std::min<int64_t>(ranks, machine.devices_per_node);
   const int64_t nodes = (ranks + local - 1) / local;

@@ -18,7 +18,7 @@ struct Link {
 // Shares of the peaks that kernels reach. For GPUs these are assumptions until someone measures
 // (each stands beside its machine); PREDICTIONS.md says what follows from them.
 struct Efficiency {
-  double products = 1;                                   // of the flops, GEMMs
+  double gemms = 1;                                      // of the flops, GEMMs
   double attention_forward = 1, attention_backward = 1;  // of the flops
   double memory = 1;                                     // of the memory bandwidth
   double link = 1;                                       // of the links' bandwidth
@@ -47,7 +47,7 @@ const std::vector<Machine>& known_machines();
 const Machine* find_machine(const std::string& name);
 
 // What an all-reduce costs one of its ranks.
-struct SumCost {
+struct AllReduceCost {
   double wire_inside = 0, wire_between = 0;  // bytes that it sends, within its node and beyond
   double seconds = 0;
 };
@@ -56,6 +56,6 @@ struct SumCost {
 // reduce-scatter and all-gather send (p - 1) / p of the payload each, in p - 1 messages. Over
 // several nodes: reduce-scatter within the node, a ring between the nodes for each device's piece,
 // all-gather within the node.
-SumCost sum_cost(const Machine& machine, int64_t ranks, double bytes);
+AllReduceCost all_reduce_cost(const Machine& machine, int64_t ranks, double bytes);
 
 }  // namespace lorashard

@@ -28,7 +28,7 @@ double best_seconds(const Call& call) {
   return best;
 }
 
-double product_rate(Stream& stream, DType type) {
+double gemm_rate(Stream& stream, DType type) {
   // A layer's forward GEMM of middle size.
   constexpr int64_t m = 1024, n = 2048, k = 1024;
   const auto bytes = [&](int64_t elements) { return size_t(elements * size_of(type)); };
@@ -57,8 +57,8 @@ Machine measure_cpu(Stream& stream, int host_ranks) {
   Machine m;
   m.name = "this computer";
   m.backend = Backend::CPU;
-  m.f32_flops = product_rate(stream, DType::F32);
-  m.bf16_flops = product_rate(stream, DType::BF16);
+  m.f32_flops = gemm_rate(stream, DType::F32);
+  m.bf16_flops = gemm_rate(stream, DType::BF16);
   m.memory_bandwidth = memory_rate(stream.threads() * host_ranks) / host_ranks;
   m.memory_bytes = double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGESIZE)) / host_ranks;
   // What runs took beyond the parts that are modelled (tests/bench/RESULTS.md, peak RSS): program,
@@ -72,7 +72,7 @@ Machine measure_cpu(Stream& stream, int host_ranks) {
   m.call_seconds = 2e-6;
   // Shares of the measured rates (RESULTS.md, "Kernels"): GEMMs 0.94-1.07, attention 0.60-0.80
   // forward and 0.55-0.80 backward.
-  m.efficiency = {.products = 0.97,
+  m.efficiency = {.gemms = 0.97,
                   .attention_forward = 0.70,
                   .attention_backward = 0.65,
                   .memory = 1,

@@ -37,7 +37,7 @@ double kernel_seconds(const KernelCall& call, const Machine& machine) {
   const Efficiency& e = machine.efficiency;
   const double share = call.kernel == "attention_forward"    ? e.attention_forward
                        : call.kernel == "attention_backward" ? e.attention_backward
-                                                             : e.products;
+                                                             : e.gemms;
   const double rate = call.work.type == DType::BF16 ? machine.bf16_flops : machine.f32_flops;
   const double arithmetic = call.work.flops > 0 ? call.work.flops / (rate * share) : 0;
   const double traffic = call.work.bytes / (machine.memory_bandwidth * e.memory);
@@ -66,7 +66,7 @@ void add_reductions(std::vector<ReductionCost>& costs,
     ReductionCost& cost = entry(
         costs, [&](const ReductionCost& c) { return c.label == label; },
         ReductionCost{.label = label, .ranks = r.ranks});
-    const SumCost one = sum_cost(machine, r.ranks, r.bytes);
+    const AllReduceCost one = all_reduce_cost(machine, r.ranks, r.bytes);
     cost.calls += times;
     cost.payload += double(times) * r.bytes;
     cost.wire_inside += double(times) * one.wire_inside;

@@ -38,7 +38,7 @@ def layer_weights(shape):
     }
 
 
-def product_weights(shape):
+def gemm_weights(shape):
     """Every (out, in) that a token is multiplied with, and how often: [((n, k), count)]."""
     counts = {}
     for weight in layer_weights(shape).values():
@@ -48,8 +48,8 @@ def product_weights(shape):
     return sorted(counts.items())
 
 
-def weights_in_products(shape):
-    return sum(n * k * count for (n, k), count in product_weights(shape))
+def weights_in_gemms(shape):
+    return sum(n * k * count for (n, k), count in gemm_weights(shape))
 
 
 def attention_flops(shape, tokens):
@@ -61,7 +61,7 @@ def attention_flops(shape, tokens):
 
 def step_flops(shape, sequences, tokens):
     """Model flops of a LoRA step on frozen weights: 4 per weight and token, and attention."""
-    return (4 * weights_in_products(shape) * sequences * tokens +
+    return (4 * weights_in_gemms(shape) * sequences * tokens +
             sequences * attention_flops(shape, tokens))
 
 
@@ -172,4 +172,4 @@ def weight_bytes(folder):
 
 
 def largest_tensor_bytes(shape, dtype):
-    return max(n * k for (n, k), _ in product_weights(shape)) * (2 if dtype == "bf16" else 4)
+    return max(n * k for (n, k), _ in gemm_weights(shape)) * (2 if dtype == "bf16" else 4)

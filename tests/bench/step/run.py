@@ -197,14 +197,14 @@ output {{ dir: {json.dumps(run)} }}
             return None, f"onednn_rate took over {self.options.timeout} s"
         if done.returncode != 0:
             return None, done.stderr.strip()
-        products = [json.loads(line) for line in done.stdout.splitlines()]
-        for p in products:
-            key = p["product"], p["n"], p["k"]
+        gemms = [json.loads(line) for line in done.stdout.splitlines()]
+        for p in gemms:
+            key = p["gemm"], p["n"], p["k"]
             fastest[key] = min(p["seconds"], fastest.get(key, p["seconds"]))
         counts = dict(weights)
         seconds = sum(t * counts[n, k] for (_, n, k), t in fastest.items())
         flops = sum(4.0 * rows * n * k * count for (n, k), count in weights)
-        self.sample("onednn", dtype=dtype, rows=rows, threads=self.threads, products=products,
+        self.sample("onednn", dtype=dtype, rows=rows, threads=self.threads, gemms=gemms,
                     gflops_so_far=flops / seconds * 1e-9)
         return flops / seconds * 1e-9, ""
 

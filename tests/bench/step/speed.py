@@ -104,7 +104,7 @@ def speed_of(bench, name, dtype, targets):
     tokens, batch = sizes(bench)
     shape = models.SHAPES[name]
     folder, data = prepare(bench, name, dtype)
-    weights = models.product_weights(shape)
+    weights = models.gemm_weights(shape)
     case = f"{name} {dtype} {targets}"
     roof_type = dtype if bf16_units(bench) else "fp32"
     peers = Peers(bench, folder, data, tokens, batch, dtype, targets)

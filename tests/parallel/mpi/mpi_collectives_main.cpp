@@ -143,8 +143,8 @@ void check_sums(Communicator& memory, Communicator& messages, int64_t n, int thr
   }
   EXPECT_LE(worst, tolerance<T>(ranks)) << "messages";
   if (ranks > 1 && n > 0) {
-    EXPECT_EQ(sums_in_shared_memory(memory), !expect_messages);
-    EXPECT_FALSE(sums_in_shared_memory(messages));
+    EXPECT_EQ(reduces_in_shared_memory(memory), !expect_messages);
+    EXPECT_FALSE(reduces_in_shared_memory(messages));
   }
   if (!expect_messages && !x.empty()) {
     EXPECT_EQ(std::memcmp(x.data(), expected.data(), x.size() * sizeof(T)), 0)
@@ -225,8 +225,8 @@ int main(int argc, char** argv) {
   testing::InitGoogleTest(&argc, argv);
   expect_messages = argc > 1 && std::string_view(argv[1]) == "--expect-messages";
   MpiEnvironment environment(&argc, &argv);
-  const auto memory = make_world_communicator(SumPath::SharedMemory);
-  const auto messages = make_world_communicator(SumPath::Messages);
+  const auto memory = make_world_communicator(AllReducePath::SharedMemory);
+  const auto messages = make_world_communicator(AllReducePath::Messages);
   by_memory = memory.get();
   by_messages = messages.get();
   const int failed = RUN_ALL_TESTS();

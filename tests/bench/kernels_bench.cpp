@@ -1,6 +1,7 @@
 // Elementwise and row kernels, on 1024 tokens of a small model or on rows of logits: their roof is
 // the rate of a copy. Those that compute much for each value (dropout draws random words, gated
 // activations and cross entropy take exponentials) stay below it on one thread.
+#include "tests/bench/kernels_bench.h"
 #include "kernels/activation.h"
 #include "kernels/adamw.h"
 #include "kernels/cross_entropy.h"
@@ -12,7 +13,6 @@
 #include "kernels/rope.h"
 #include "kernels/rows.h"
 #include "kernels/transfer.h"
-#include "tests/bench/kernels_bench.h"
 
 namespace lorashard {
 namespace {

@@ -8,7 +8,7 @@
 namespace lorashard {
 namespace {
 
-void products(benchmark::internal::Benchmark* b) {
+void gemms(benchmark::internal::Benchmark* b) {
   b->ArgNames({"m", "n", "k"});
   for (int64_t n : {192, 576, 1536, 4096}) b->Args({1024, n, 576});
   b->Args({1024, 576, 1536});
@@ -16,24 +16,24 @@ void products(benchmark::internal::Benchmark* b) {
   for (int64_t m : {1, 8}) b->Args({m, 576, 576})->Args({m, 4096, 576});
 }
 
-template <auto Product, DType X, DType W, DType Y>
+template <auto Gemm, DType X, DType W, DType Y>
 void Matmul(benchmark::State& state) {
   const int64_t m = state.range(0), n = state.range(1), k = state.range(2);
-  const bool nt = Product == static_cast<decltype(Product)>(matmul_nt);
+  const bool nt = Gemm == static_cast<decltype(Gemm)>(matmul_nt);
   const Data x(m, k, X), w(nt ? n : k, nt ? k : n, W), y(m, n, Y);
   report(state, 2.0 * double(m * n * k), sgemm_rate(m, n, k),
-         [&] { Product(stream(), y, x, w, 1, 0); });
+         [&] { Gemm(stream(), y, x, w, 1, 0); });
 }
-using ProductFunction = void (*)(Stream&, Matrix, ConstMatrix, ConstMatrix, float, float);
-constexpr ProductFunction kNT = matmul_nt, kNN = matmul_nn;
-BENCHMARK(Matmul<kNT, F, F, F>)->Name("MatmulNT/f32")->Apply(products);
-BENCHMARK(Matmul<kNN, F, F, F>)->Name("MatmulNN/f32")->Apply(products);
-BENCHMARK(Matmul<kNT, F, B, F>)->Name("MatmulNT/f32_bf16")->Apply(products);
-BENCHMARK(Matmul<kNN, F, B, F>)->Name("MatmulNN/f32_bf16")->Apply(products);
-BENCHMARK(Matmul<kNT, F, H, F>)->Name("MatmulNT/f32_f16")->Apply(products);
-BENCHMARK(Matmul<kNN, F, H, F>)->Name("MatmulNN/f32_f16")->Apply(products);
-BENCHMARK(Matmul<kNT, B, B, B>)->Name("MatmulNT/bf16")->Apply(products);
-BENCHMARK(Matmul<kNN, B, B, B>)->Name("MatmulNN/bf16")->Apply(products);
+using GemmFunction = void (*)(Stream&, Matrix, ConstMatrix, ConstMatrix, float, float);
+constexpr GemmFunction kNT = matmul_nt, kNN = matmul_nn;
+BENCHMARK(Matmul<kNT, F, F, F>)->Name("MatmulNT/f32")->Apply(gemms);
+BENCHMARK(Matmul<kNN, F, F, F>)->Name("MatmulNN/f32")->Apply(gemms);
+BENCHMARK(Matmul<kNT, F, B, F>)->Name("MatmulNT/f32_bf16")->Apply(gemms);
+BENCHMARK(Matmul<kNN, F, B, F>)->Name("MatmulNN/f32_bf16")->Apply(gemms);
+BENCHMARK(Matmul<kNT, F, H, F>)->Name("MatmulNT/f32_f16")->Apply(gemms);
+BENCHMARK(Matmul<kNN, F, H, F>)->Name("MatmulNN/f32_f16")->Apply(gemms);
+BENCHMARK(Matmul<kNT, B, B, B>)->Name("MatmulNT/bf16")->Apply(gemms);
+BENCHMARK(Matmul<kNN, B, B, B>)->Name("MatmulNN/bf16")->Apply(gemms);
 
 // Gradients of LoRA factors: dA(r,in) and dB(out,r) over T tokens.
 template <DType A, DType X>
@@ -54,7 +54,7 @@ BENCHMARK(MatmulTN<B, B>)->Name("MatmulTN/bf16")->Apply(factor_gradients);
 // to memory and a GEMM.
 enum class LoraDropout { FORWARD, WGRAD, DGRAD };
 template <LoraDropout Which, DType T>
-void LoraDropoutProduct(benchmark::State& state) {
+void LoraDropoutGemm(benchmark::State& state) {
   const int64_t t = state.range(0), r = state.range(1), k = state.range(2);
   const Data x(t, k, T), dropped(t, k, T), a(r, k, F), u(t, r, F);
   std::vector<uint64_t> keys(static_cast<size_t>(t));
@@ -80,29 +80,29 @@ void LoraDropoutProduct(benchmark::State& state) {
     if (Which == LoraDropout::DGRAD) lora_dropout_dgrad(stream(), x, u, a, mask);
   });
 }
-void factor_products(benchmark::internal::Benchmark* b) {
+void factor_gemms(benchmark::internal::Benchmark* b) {
   b->ArgNames({"t", "r", "k"});
   for (int64_t r : {4, 8, 16, 64}) b->Args({1024, r, 576});
   b->Args({1024, 16, 4096})->Args({8, 16, 576});
 }
-BENCHMARK(LoraDropoutProduct<LoraDropout::FORWARD, F>)
+BENCHMARK(LoraDropoutGemm<LoraDropout::FORWARD, F>)
     ->Name("LoraDropoutForward/f32")
-    ->Apply(factor_products);
-BENCHMARK(LoraDropoutProduct<LoraDropout::FORWARD, B>)
+    ->Apply(factor_gemms);
+BENCHMARK(LoraDropoutGemm<LoraDropout::FORWARD, B>)
     ->Name("LoraDropoutForward/bf16")
-    ->Apply(factor_products);
-BENCHMARK(LoraDropoutProduct<LoraDropout::WGRAD, F>)
+    ->Apply(factor_gemms);
+BENCHMARK(LoraDropoutGemm<LoraDropout::WGRAD, F>)
     ->Name("LoraDropoutWgrad/f32")
-    ->Apply(factor_products);
-BENCHMARK(LoraDropoutProduct<LoraDropout::WGRAD, B>)
+    ->Apply(factor_gemms);
+BENCHMARK(LoraDropoutGemm<LoraDropout::WGRAD, B>)
     ->Name("LoraDropoutWgrad/bf16")
-    ->Apply(factor_products);
-BENCHMARK(LoraDropoutProduct<LoraDropout::DGRAD, F>)
+    ->Apply(factor_gemms);
+BENCHMARK(LoraDropoutGemm<LoraDropout::DGRAD, F>)
     ->Name("LoraDropoutDgrad/f32")
-    ->Apply(factor_products);
-BENCHMARK(LoraDropoutProduct<LoraDropout::DGRAD, B>)
+    ->Apply(factor_gemms);
+BENCHMARK(LoraDropoutGemm<LoraDropout::DGRAD, B>)
     ->Name("LoraDropoutDgrad/bf16")
-    ->Apply(factor_products);
+    ->Apply(factor_gemms);
 
 struct AttentionData {
   AttentionData(int64_t batch, int64_t t, int64_t heads, int64_t kv_heads, int64_t d, DType type,

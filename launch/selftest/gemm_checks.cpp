@@ -12,10 +12,10 @@ namespace {
 
 using Parts = std::vector<Part>;
 
-struct ProductShape {
+struct GemmShape {
   int64_t m, n, k, pad;
 };
-constexpr ProductShape kProducts[] = {{32, 48, 64, 0}, {5, 7, 13, 3}, {1, 8, 200, 8}};
+constexpr GemmShape kGemms[] = {{32, 48, 64, 0}, {5, 7, 13, 3}, {1, 8, 200, 8}};
 
 constexpr float kAlpha = 0.5f;
 
@@ -25,7 +25,7 @@ template <bool kTransposed>
 Parts by_weights(Stream& s, DType type) {
   Parts parts;
   for (const DType weights : {type, DType::BF16})
-    for (const auto& [m, n, k, pad] : kProducts) {
+    for (const auto& [m, n, k, pad] : kGemms) {
       const float beta = pad == 0 ? 0 : 1;
       Operand y(s, m, n, type, 1, pad), x(s, m, k, type, 2, pad),
           w(s, kTransposed ? n : k, kTransposed ? k : n, weights, 3);
@@ -42,7 +42,7 @@ Parts by_weights(Stream& s, DType type) {
 // With the bias of y's type, which no backend rounds.
 Parts nt_bias(Stream& s, DType type) {
   Parts parts;
-  for (const auto& shape : kProducts) {
+  for (const auto& shape : kGemms) {
     const auto [m, n, k, pad] = shape;
     Operand y(s, m, n, type, 1, pad), x(s, m, k, type, 2, pad), w(s, n, k, DType::BF16, 3),
         bias(s, 1, n, type, 4);
@@ -58,7 +58,7 @@ Parts nt_bias(Stream& s, DType type) {
 
 Parts tn(Stream& s, DType type) {
   Parts parts;
-  for (const auto& shape : kProducts) {
+  for (const auto& shape : kGemms) {
     const auto [m, n, k, pad] = shape;
     const float beta = pad == 0 ? 0 : 1;
     Operand y(s, m, n, DType::F32, 1, pad), a(s, k, m, type, 2, pad), b(s, k, n, type, 3);
@@ -78,11 +78,11 @@ Parts lora_dropped(Stream& s, DType type) {
   constexpr int64_t kRows = 37;
   constexpr float kP = 0.25f;
   Parts parts;
-  for (const auto& [rank, cols, first, pad] :
+  for (const auto& [lora_rank, cols, first, pad] :
        {std::array<int64_t, 4>{8, 96, 8, 8}, {20, 45, 6, 3}, {64, 64, 0, 0}}) {
-    Operand x(s, kRows, cols, type, 1, pad), a(s, rank, cols, DType::F32, 2, pad),
-        t(s, kRows, rank, DType::F32, 3, pad), u(s, kRows, rank, DType::F32, 4, pad),
-        da(s, rank, cols, DType::F32, 5, pad), dx(s, kRows, cols, type, 6, pad);
+    Operand x(s, kRows, cols, type, 1, pad), a(s, lora_rank, cols, DType::F32, 2, pad),
+        t(s, kRows, lora_rank, DType::F32, 3, pad), u(s, kRows, lora_rank, DType::F32, 4, pad),
+        da(s, lora_rank, cols, DType::F32, 5, pad), dx(s, kRows, cols, type, 6, pad);
     // The device rounds factors to bf16 where activations are: give it values that are.
     for (Operand* factor : {&a, &t})
       factor->fill([&](int64_t i, int64_t j) { return double((i * 7 + j * 5) % 17 - 8) / 8; });
@@ -109,7 +109,7 @@ Parts lora_dropped(Stream& s, DType type) {
       for (int64_t i = 0; i < kRows; ++i) sum += kept(i, j) * t(i, r) * x(i, j);
       return sum;
     }));
-    parts.push_back(dx.against([&, depth = rank](int64_t i, int64_t j) {
+    parts.push_back(dx.against([&, depth = lora_rank](int64_t i, int64_t j) {
       double sum = 0;
       for (int64_t r = 0; r < depth; ++r) sum += t(i, r) * a(r, j);
       return dx(i, j) + kept(i, j) * sum;
@@ -120,7 +120,7 @@ Parts lora_dropped(Stream& s, DType type) {
 
 }  // namespace
 
-void add_product_checks(std::vector<KernelCheck>& checks) {
+void add_gemm_checks(std::vector<KernelCheck>& checks) {
   const std::pair<const char*, Parts (*)(Stream&, DType)> kAll[] = {
       {"matmul_nt", by_weights<true>},
       {"matmul_nt_bias", nt_bias},
