@@ -131,7 +131,7 @@ double per_device(const StepCost& step, const TrainingJob& job) {
 void print_published() {
   std::printf(
       "| published run | tokens/s a GPU | Gflop a token | share of the peak, whole step | share "
-      "that GEMMs and attention reach | the same, all layers' all-reduces hidden |\n"
+      "that GEMMs and attention reach | that share with all the layers' all-reduces hidden |\n"
       "| --- | --- | --- | --- | --- | --- |\n");
   for (const PublishedRun& run : published_runs()) {
     const Machine& h100 = *find_machine("h100-sxm");

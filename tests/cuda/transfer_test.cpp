@@ -46,7 +46,8 @@ TEST(CudaStream, BuffersAreZeroAndScratchGrows) {
   void* small = stream.scratch(ScratchSlot::GemmA, 100);
   EXPECT_EQ(stream.scratch(ScratchSlot::GemmA, 50), small);
   const std::vector<int32_t> h = numbers(30000);
-  auto* large = static_cast<int32_t*>(stream.scratch(ScratchSlot::GemmA, h.size() * sizeof(int32_t)));
+  auto* large =
+      static_cast<int32_t*>(stream.scratch(ScratchSlot::GemmA, h.size() * sizeof(int32_t)));
   copy_to_device(stream, large, h.data(), int64_t(h.size() * sizeof(int32_t)));
   EXPECT_EQ(host_copy(stream, large, int64_t(h.size())), h);
 }

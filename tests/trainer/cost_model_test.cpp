@@ -438,6 +438,9 @@ TEST(Step, PicksTheSlowestRankAndSaysWhatDoesNotFit) {
   EXPECT_GT(step.slowest.recomputed_mlps, 0);
   EXPECT_EQ(step.slowest.recomputed_layers, 0);
   EXPECT_EQ(step.seconds, step.slowest.seconds());
+  // What AUTO keeps leaves room for kernels' scratch.
+  TrainingJob halves = bench::in_two_halves(bench::nemo_llama3_70b());
+  EXPECT_TRUE(step_cost(halves, h100).fits);
   job.tensor = 1;
   job.data = 8;
   EXPECT_FALSE(step_cost(job, h100).fits) << "138 GB of base on one device";

@@ -19,9 +19,10 @@ double activation_budget(const TrainingJob& job, const Machine& machine, int tp_
   // All that is not activations.
   TrainingJob least = job;
   least.recompute = Recompute::Full;
-  const RecordedRank rank(least, machine.backend, tp_rank, 0);
+  RecordedRank rank(least, machine.backend, tp_rank, 0);
+  rank.micro_batch(rank.full_micro_batch());
   return std::max(1.0, machine.memory_bytes - machine.reserved_bytes - rank.base_bytes() -
-                           rank.factor_bytes() - workspace_bytes(job));
+                           rank.factor_bytes() - workspace_bytes(job) - rank.scratch_bytes());
 }
 
 }  // namespace
