@@ -18,6 +18,7 @@
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/matmul_plans.h"
 #include "kernels/matmul.h"
+#include "kernels/matmul_paths.h"
 
 namespace lorashard::cuda {
 namespace {
