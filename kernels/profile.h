@@ -14,7 +14,7 @@ namespace lorashard {
 
 struct ProfileEvent {
   std::string name;
-  const char* category;           // "layer", "kernel", "collective", "step"
+  const char* category;           // "step", "layer", "lora", "kernel", "collective"
   int64_t start_ns, duration_ns;  // start on the steady clock
   double work;                    // flops of a kernel, bytes of a collective; 0: not said
 };

@@ -68,7 +68,8 @@ TEST_F(Profile, HasTheSpansOfEveryRank) {
     }
     EXPECT_TRUE(names_of(spans["collective"]).contains("lora_gradient"));
     EXPECT_TRUE(names_of(spans["layer"]).contains("loss"));
-    EXPECT_EQ(spans.size(), 4u) << "step, layer, kernel and collective are all categories";
+    EXPECT_TRUE(names_of(spans["lora"]).contains("lora"));
+    EXPECT_EQ(spans.size(), 5u) << "step, layer, lora, kernel and collective are all categories";
 
     // Times: nothing takes none, and layers and kernels lie within the steps.
     for (const auto& [category, all] : spans) {
