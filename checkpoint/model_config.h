@@ -73,7 +73,8 @@ struct EnumArray : std::array<T, N> {
 };
 
 // The linear modules of a layer that read one input. Those of a group stand next to each other in
-// every list, so that one GEMM can apply the A matrices of a group's adapted modules.
+// every list, so that one GEMM can apply the A matrices of a group's adapted modules. In the order
+// of the forward pass.
 enum class InputGroup : uint8_t { QKV, O, GateUp, Down };
 inline constexpr InputGroup kInputGroups[] = {InputGroup::QKV, InputGroup::O, InputGroup::GateUp,
                                               InputGroup::Down};

@@ -14,6 +14,7 @@ constexpr int64_t kChunk = 1 << 14;  // elements; a unit of work and of summatio
 
 }  // namespace
 
+// The loop: kernels/cpu/rows.h.
 void adamw(Stream& stream, float* p, float* m, float* v, const float* g, int64_t n,
            const AdamWStep& step) {
   if (stream.record("adamw", {7 * double(n) * sizeof(float)})) return;

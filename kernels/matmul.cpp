@@ -229,7 +229,7 @@ bool record_gemm(Stream& stream, const char* name, Matrix y, ConstMatrix a, Cons
     x = copy;
   };
   DType type = a.dtype == DType::BF16 && b.dtype == DType::BF16 ? DType::BF16 : DType::F32;
-  if (stream.kernels_of() == Backend::CUDA) {
+  if (stream.kernel_backend() == Backend::CUDA) {
     type = cuda_type;
     converted(a, type, ScratchSlot::GemmA);
     converted(b, type, ScratchSlot::GemmB);

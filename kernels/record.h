@@ -1,5 +1,5 @@
 // Recording: a stream that notes which kernels it is asked for, with their work, and runs none. The
-// cost model and `plan` read training's cost off the program itself, not off a copy of its loops.
+// cost model reads training's cost off the program itself, not off a copy of its loops.
 //
 // No memory is behind a recording stream's buffers and scratch: only shapes and types count.
 #pragma once

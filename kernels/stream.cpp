@@ -155,8 +155,10 @@ void* Stream::scratch(ScratchSlot slot, size_t bytes) {
     return s.memory;
   }
   if (bytes > s.bytes) {
-    // Doubling keeps a slowly growing user from mapping anew at every call.
-    const size_t size = std::max(bytes, std::min(2 * s.bytes, size_t{64} << 20));
+    // Doubling keeps a slowly growing user from mapping anew at every call. What is recorded is
+    // what reserve_for() would allocate.
+    const size_t size =
+        recording() ? bytes : std::max(bytes, std::min(2 * s.bytes, size_t{64} << 20));
     release(*this, std::exchange(s.memory, nullptr), std::exchange(s.bytes, 0));
     s.memory = allocate(*this, size);
     s.bytes = size;

@@ -8,7 +8,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <string>
 
 #include "kernels/record.h"
@@ -62,7 +61,7 @@ class Stream {
     return record_ != nullptr && note(kernel, work);
   }
   // Whose kernels are run, or recorded.
-  Backend kernels_of() const { return record_ ? record_->backend : backend(); }
+  Backend kernel_backend() const { return record_ ? record_->backend : backend(); }
   // Waits until all that was enqueued is done.
   void synchronize();
   // Memory of a CUDA device that is free; 0 on the CPU.
@@ -100,7 +99,7 @@ class Stream {
 };
 
 // Memory of the stream's device, 64-byte aligned (huge pages advised when large), zeroed; freed
-// with the owner, before the stream.
+// with the owner, on CUDA before the stream.
 class Buffer {
  public:
   Buffer() = default;

@@ -19,8 +19,8 @@ namespace lorashard {
 // One entry per call, for tests and for `output.trace_collectives`.
 struct CollectiveCall {
   std::string operation;  // "all_reduce", "all_gather", "broadcast", "barrier"
-  std::string label;      // what was moved, for example "lora_gradient" or "layer.3.o_proj"
-  int64_t bytes = 0;      // payload of this rank
+  std::string label;  // what was moved, for example "lora_gradient" or "layer.3.attention.forward"
+  int64_t bytes = 0;  // payload of this rank
 };
 
 // An all-reduce under way; 0: it is done.

@@ -6,8 +6,9 @@
 //   leave: each rank has a partial output. Forward: they are all-reduced. Backward: the gradient is
 //          the same on every rank, nothing to do.
 //
-// Each all-reduce comes whole, or as a pair between which the stream does other work; x(T,H) is
-// reduced in place.
+// (The ranks also exchange statistics of the loss, by an all-reduce that is no end of a region:
+// trainer/model/loss.cpp.) Each all-reduce comes whole, or as a pair between which the stream does
+// other work; x(T,H) is reduced in place.
 #pragma once
 
 #include "parallel/collectives.h"

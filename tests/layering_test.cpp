@@ -48,7 +48,7 @@ TEST(Layering, FoldersIncludeOnlyWhatStandsBeforeThem) {
   expect_order(LORASHARD_SOURCE_DIR, kOrder, "", false);
 }
 
-TEST(Layering, RoomsOfTheTrainerIncludeOnlyWhatStandsBeforeThem) {
+TEST(Layering, FoldersOfTheTrainerIncludeOnlyWhatStandsBeforeThem) {
   const fs::path trainer = fs::path(LORASHARD_SOURCE_DIR) / "trainer";
   expect_order(trainer, kTrainerOrder, "trainer/", true);
   for (const auto& entry : fs::directory_iterator(trainer)) {

@@ -8,7 +8,7 @@
 
 #include "checkpoint/base_model.h"
 #include "tests/trainer/golden_run.h"
-#include "trainer/model/lora.h"
+#include "trainer/model/factors.h"
 #include "trainer/run/training_buffers.h"
 
 namespace lorashard::test {

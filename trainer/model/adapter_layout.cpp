@@ -31,7 +31,7 @@ AdapterLayout adapter_layout(const ModelConfig& model, const std::vector<LinearM
     const TensorPart part =
         tensor_part(model, linear.split, linear.out_features, linear.in_features, tp_rank, tp_size);
     const AdapterModule shapes = shapes_of(m);
-    // Of a dimension of inputs or outputs, the layer's part; of any other, all.
+    // A dimension of inputs or outputs is cut as its module is; lora_rank is whole.
     const auto local = [&](int64_t AdapterModule::*dimension) {
       if (dimension == &AdapterModule::in_features) return Range{part.col_begin, part.col_end};
       if (dimension == &AdapterModule::out_features) return Range{part.row_begin, part.row_end};

@@ -111,8 +111,8 @@ bool group_backward(const BlockContext& c, const BlockWeights& w, InputGroup gro
   return deeper;
 }
 
-bool mlp_backward(const BlockContext& c, const BlockWeights& w, ConstMatrix x, ConstMatrix dx,
-                  const BlockActivations& acts, bool lowest) {
+bool mlp_sublayer_backward(const BlockContext& c, const BlockWeights& w, ConstMatrix x,
+                           ConstMatrix dx, const BlockActivations& acts, bool lowest) {
   Stream& stream = c.linear.stream;
   const BlockScratch& s = c.scratch;
   if (w.groups[InputGroup::Down].adapted()) {
@@ -186,16 +186,16 @@ void block_recompute(const BlockContext& c, const BlockWeights& w, ConstMatrix x
   const ProfileSpan span("layer", "recompute");
   if (kept == Keep::Nothing) {
     input_norm(c, w, Sublayer::Attention, x_in, acts.rstd[Sublayer::Attention]);
-    attend(c, w, project_qkv(c, w, acts, DownProjection::Keep), acts, nullptr);
+    attend(c, w, project_qkv(c, w, acts, DownProjection::Reuse), acts, nullptr);
   }
   input_norm(c, w, Sublayer::Mlp, x_mid, acts.rstd[Sublayer::Mlp]);
-  project_gate_up(c, w, acts, DownProjection::Keep);
+  project_gate_up(c, w, acts, DownProjection::Reuse);
 }
 
 bool sublayer_backward(const BlockContext& c, const BlockWeights& w, Sublayer s, ConstMatrix x,
                        ConstMatrix dx, const BlockActivations& acts, bool lowest) {
   return s == Sublayer::Attention ? attention_sublayer_backward(c, w, x, dx, acts, lowest)
-                                  : mlp_backward(c, w, x, dx, acts, lowest);
+                                  : mlp_sublayer_backward(c, w, x, dx, acts, lowest);
 }
 
 void add_to_gradient(const BlockContext& c, const BlockWeights& w, Sublayer s, Matrix dx,

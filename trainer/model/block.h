@@ -4,11 +4,12 @@
 //   x_out = x_mid + all-reduce of down(act(gate(norm(x_mid))) * up(norm(x_mid)))
 //
 // A block is two sublayers, attention and MLP, each a tensor-parallel region
-// (parallel/tensor_region.h): one all-reduce forward and one backward. LoRA's parts ride along:
-// their partial outputs lie in that all-reduce, and their gradients wait for the optimizer
-// step. x_in and x_mid are kept for backward; everything else of the layer can be rebuilt from them
-// without a collective.
+// (parallel/tensor_region.h): one all-reduce forward and one backward. LoRA's partial outputs are
+// summed into that all-reduce; its gradients wait for the optimizer step's. x_in and x_mid are kept
+// for backward; everything else of the layer can be rebuilt from them without a collective.
 #pragma once
+
+#include <array>
 
 #include "kernels/attention.h"
 #include "kernels/residual.h"
@@ -22,13 +23,13 @@ using PerSublayer = EnumArray<Sublayer, 2, T>;
 
 // What a layer's backward pass needs besides x_in and x_mid. T rows each.
 struct BlockActivations {
-  Matrix q, k, v;            // (T, heads*D) of this rank; q and k after rope, or, with q/k norms,
-                             // as they left the projection
+  Matrix q, k, v;            // (T, heads*D), twice (T, kv_heads*D) of this rank; q and k after
+                             // rope, or, with q/k norms, as they left the projection
   Matrix o, lse;             // attention output and log-sum-exp
   Matrix gate, up;           // (T, F) of this rank
   PerSublayer<Matrix> rstd;  // (T,1) F32, of the norm that the sublayer begins with
-  Matrix q_rstd, k_rstd;     // (T, heads) F32, with q/k norms
-  PerGroup<Matrix> u;        // LoRA's x A^T (T, lora_rank) F32; never rebuilt
+  Matrix q_rstd, k_rstd;     // (T, heads) and (T, kv_heads) F32, with q/k norms
+  PerGroup<Matrix> u;        // dropout(x) A^T (T, lora_rank) F32; always kept
 
   std::array<Matrix*, 15> all() {
     using enum InputGroup;
@@ -53,10 +54,11 @@ struct BlockActivations {
 // Memory that layers use in turn.
 struct BlockScratch {
   Matrix norm;            // (T,H) normalised input
-  Matrix delta;           // (T,H) what is added to the residual, or comes back to it
+  Matrix delta;           // (T,H) forward: a sublayer's output; backward: the gradient of its
+                          // normalised input. All-reduced here by layers.cpp
   Matrix mlp, d_mlp;      // (T,F)
-  Matrix q_rope, k_rope;  // (T, heads*D) with q/k norms, else empty
-  Matrix d_q, d_k, d_v;   // gradients
+  Matrix q_rope, k_rope;  // as q and k, with q/k norms; else empty
+  Matrix d_q, d_k, d_v;   // as q, k, v
   Matrix d_o;             // (T, heads*D)
 
   std::array<Matrix*, 10> all() {
@@ -95,7 +97,7 @@ void add_to_residual(const BlockContext& c, const BlockWeights& w, Sublayer s, M
                      ConstMatrix x);
 
 // What a layer keeps for its backward pass besides x_in and x_mid; the rest is computed again
-// (activation checkpointing). Keep::Attention does without gate and up, which are more than half of
+// (activation checkpointing). Keep::Attention drops gate and up, which are more than half of
 // it and cost two GEMMs of the forward pass to rebuild.
 enum class Keep : uint8_t { Nothing, Attention, All };
 
@@ -105,8 +107,9 @@ void block_recompute(const BlockContext& c, const BlockWeights& w, ConstMatrix x
 
 // Backward through sublayer s with input x. dx: the gradient of its output in; this rank's partial
 // gradient of its normalised input comes to c.scratch.delta, and once that is all-reduced
-// add_to_gradient() makes dx the gradient of x. False: nothing below needs a gradient, as in the
-// lowest adapted layer (`lowest`), and dx is left undefined. acts.gate and acts.up are overwritten.
+// add_to_gradient() makes dx the gradient of x. False: nothing below needs a gradient (`lowest`:
+// this is the lowest adapted layer), and c.scratch.delta is not formed. acts.gate and acts.up are
+// overwritten.
 bool sublayer_backward(const BlockContext& c, const BlockWeights& w, Sublayer s, ConstMatrix x,
                        ConstMatrix dx, const BlockActivations& acts, bool lowest);
 // dx += the gradient of x through the norm that sublayer s begins with.

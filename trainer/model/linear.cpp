@@ -8,7 +8,7 @@ namespace lorashard {
 namespace {
 
 // The A factors of a group's adapted modules as one matrix (lora_rank, this rank's columns): they
-// lie one after the other in a flat buffer (Factors).
+// lie one after the other in a flat buffer (adapter_layout()).
 Matrix stacked_a(const LinearGroup& group, float* flat) {
   for (const Linear& l : group.linears) {
     if (!l.lora) continue;

@@ -1,5 +1,5 @@
 // Groups of frozen linear modules with their LoRA parts, forward and backward. No collective
-// happens here: callers reduce what the base needs reduced.
+// happens here: trainer/model/layers.cpp all-reduces the output of a row-parallel group.
 #pragma once
 
 #include <span>
@@ -26,7 +26,7 @@ struct LinearContext {
 
 // Where a forward pass has u = dropout(x) A^T from: computed, or kept from an earlier one over the
 // same x (activation checkpointing keeps it, because it costs a read of all of x).
-enum class DownProjection : uint8_t { Compute, Keep };
+enum class DownProjection : uint8_t { Compute, Reuse };
 
 // y_j(T,N_j) = x(T,K) W_j^T [+ bias_j, unless the group is row-parallel] + scaling_j dropout(x)
 // A_j^T B_j^T for each module j; u(T,lora_rank) F32 = dropout(x) A^T of the adapted ones, kept for

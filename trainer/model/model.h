@@ -33,7 +33,7 @@ struct DecodeState {
 class Model {
  public:
   // `factors` may be null. `gradients`, a flat buffer of the factors' layout, makes it a model to
-  // train; null: forward alone. weights, factors, gradients, stream and mesh outlive the model.
+  // train; null: forward alone. What is passed by reference or pointer outlives the model.
   Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, Factors* factors,
         float* gradients, Communicator& tensor, const ModelOptions& options);
 
@@ -43,6 +43,7 @@ class Model {
   // forward_backward in two parts. The first brings the micro-batch to the device; the second does
   // no more than enqueue kernels and all-reduces, with the addresses and shapes of what was staged,
   // so that it can be captured in a CUDA graph and launched again for micro-batches of that shape.
+  // `batch` lives until forward_backward_staged() returns: on the CPU kernels read it in place.
   void stage(const MicroBatch& batch);
   void forward_backward_staged();
   // Sum of the losses since clear_loss(), one double on the stream's device.

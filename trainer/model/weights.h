@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "checkpoint/base_model.h"
+#include "trainer/model/factors.h"
 #include "trainer/model/frozen_weight.h"
-#include "trainer/model/lora.h"
 
 namespace lorashard {
 

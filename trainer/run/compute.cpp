@@ -72,12 +72,14 @@ double peak_rss_mib() {
 }
 
 size_t activation_budget(const Stream& stream, int host_ranks) {
-  if (stream.backend() == Backend::CUDA) return stream.available_bytes() / 10 * 9;
+  // Where nothing is left, the least that can be kept; 0 would mean no limit.
+  const auto at_least_one = [](size_t bytes) { return std::max<size_t>(bytes, 1); };
+  if (stream.backend() == Backend::CUDA) return at_least_one(stream.available_bytes() / 10 * 9);
   std::ifstream file("/proc/meminfo");
   for (std::string key; file >> key;) {
     size_t kib = 0;
     if (key == "MemAvailable:" && file >> kib) {
-      return kib * 1024 / 10 * 6 / size_t(std::max(1, host_ranks));
+      return at_least_one(kib * 1024 / 10 * 6 / size_t(std::max(1, host_ranks)));
     }
   }
   return 0;

@@ -51,9 +51,9 @@ void apply_step(Stream& stream, Factors& factors, TrainingBuffers& buffers,
          .weight_decay = settings.weight_decay,
          .step = step,
          .gradient_scale = float(clip / double(unmasked))});
-  // After the update: what is derived from the values is derived again here, enqueued, before the
-  // next forward pass reads it (DoRA's weight norms, which depend on A and B; bf16 copies of A and
-  // B for CUDA's GEMMs). A loaded or initialised adapter needs it once before the first step, too.
+  // After the update. Nothing is derived from the values yet; what will be (DoRA's weight norms,
+  // bf16 copies of A and B for CUDA's GEMMs) is enqueued here, before the next forward pass reads
+  // it. A loaded or initialised adapter needs it once before the first step, too.
 }
 
 void check_replicas(const Factors& factors, const TrainingBuffers& buffers, Communicator& world) {

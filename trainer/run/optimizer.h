@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #include "parallel/collectives.h"
-#include "trainer/model/lora.h"
+#include "trainer/model/factors.h"
 #include "trainer/run/training_buffers.h"
 
 namespace lorashard {

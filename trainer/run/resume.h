@@ -8,7 +8,7 @@
 #include "checkpoint/training_state.h"
 #include "configs/config.h"
 #include "parallel/collectives.h"
-#include "trainer/model/lora.h"
+#include "trainer/model/factors.h"
 #include "trainer/run/training_buffers.h"
 
 namespace lorashard {

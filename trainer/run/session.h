@@ -47,7 +47,7 @@ struct Session {
   const DeviceChoice device;
   Compute compute;
   Stream& stream;       // of compute
-  Communicator& world;  // of compute
+  Communicator& world;  // of compute: reduces the stream's memory; ranks.world only the host's
   Console console;      // of the first rank
   std::unique_ptr<const BaseModel> base;
   std::string base_digest;

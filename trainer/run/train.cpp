@@ -358,6 +358,7 @@ int Trainer::run() {
 }
 
 void Trainer::finish() {
+  set_step_for_waits(0);
   trace_.detach();
   profiler_.detach();
   if (counters_.steps_skipped > 0) {

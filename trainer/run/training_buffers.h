@@ -1,4 +1,4 @@
-// What training allocates beside an adapter's values: gradients, moments and the room of a step's
+// What training allocates beside an adapter's values: gradients, moments and the space of a step's
 // message. Flat fp32 buffers of one AdapterLayout, owned, on the stream's device.
 #pragma once
 

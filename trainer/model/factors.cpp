@@ -1,4 +1,4 @@
-#include "trainer/model/lora.h"
+#include "trainer/model/factors.h"
 
 #include <algorithm>
 #include <cassert>
