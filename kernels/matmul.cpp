@@ -221,24 +221,24 @@ void gemm(Stream& stream, Matrix y, const Operand& a, const Operand& b, float al
 bool record_gemm(Stream& stream, const char* name, Matrix y, ConstMatrix a, ConstMatrix b,
                  double flops, float beta, DType cuda_type, ConstMatrix bias = {}) {
   if (!stream.recording()) return false;
-  const auto converted = [&](ConstMatrix& x, DType type, ScratchSlot slot) {
-    if (!x || x.dtype == type) return;
-    const Matrix copy =
-        matrix(stream.scratch(slot, size_t(x.rows * x.cols * size_of(type))), x.rows, x.cols, type);
-    convert(stream, copy, x);
-    x = copy;
-  };
   DType type = a.dtype == DType::BF16 && b.dtype == DType::BF16 ? DType::BF16 : DType::F32;
   if (stream.kernel_backend() == Backend::CUDA) {
     type = cuda_type;
-    converted(a, type, ScratchSlot::GemmA);
-    converted(b, type, ScratchSlot::GemmB);
-    converted(bias, y.dtype, ScratchSlot::GemmBias);
+    if (a.dtype != type) a = converted(stream, a, type, ScratchSlot::GemmA);
+    if (b.dtype != type) b = converted(stream, b, type, ScratchSlot::GemmB);
+    if (bias && bias.dtype != y.dtype) converted(stream, bias, y.dtype, ScratchSlot::GemmBias);
   }
   return stream.record(name, {traffic(y, a, b) + (beta != 0 ? traffic(y) : 0), flops, type});
 }
 
 }  // namespace
+
+Matrix converted(Stream& stream, ConstMatrix x, DType type, ScratchSlot slot) {
+  const Matrix copy =
+      matrix(stream.scratch(slot, size_t(x.rows * x.cols * size_of(type))), x.rows, x.cols, type);
+  if (!stream.reserving()) convert(stream, copy, x);
+  return copy;
+}
 
 bool bf16_gemms_are_native() {
   static const bool native = (dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core_bf16) ==

@@ -18,6 +18,10 @@ inline DType cuda_gemm_type(ConstMatrix p, ConstMatrix q) {
   return p.dtype == DType::BF16 || q.dtype == DType::BF16 ? DType::BF16 : DType::F32;
 }
 
+// A copy of x in `type`, in the stream's scratch: how an operand of another type comes into a CUDA
+// GEMM. While scratch is reserved, no more than the scratch is asked for.
+Matrix converted(Stream& stream, ConstMatrix x, DType type, ScratchSlot slot);
+
 void matmul_nt(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta,
                GemmPath path);
 void matmul_nn(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta,

@@ -170,13 +170,6 @@ const Plan& MatmulPlans::plan(Matrix y, const Operand& a, const Operand& b, cons
 
 namespace {
 
-Matrix converted(Stream& stream, ConstMatrix x, DType type, ScratchSlot slot) {
-  const Matrix copy =
-      matrix(stream.scratch(slot, size_t(x.rows * x.cols * size_of(type))), x.rows, x.cols, type);
-  if (!stream.reserving()) convert(stream, copy, x);
-  return copy;
-}
-
 // The bias as cuBLASLt takes it: of y's type, and where vectors of 16 bytes can be read.
 const void* bias_for(Stream& stream, DType type, ConstMatrix bias) {
   if (!bias || (bias.dtype == type && alignment(bias.data) >= 16)) return bias.data;

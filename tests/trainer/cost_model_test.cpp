@@ -4,7 +4,6 @@
 #include <cmath>
 #include <map>
 
-#include "kernels/elementwise.h"
 #include "kernels/profile.h"
 #include "parallel/threads.h"
 #include "tests/bench/published.h"
@@ -136,7 +135,7 @@ void compare(const Scene& scene, Communicator& world) {
   world.set_trace(&world_trace);
   mesh.tensor->set_trace(&tensor_trace);
   profiler.attach();
-  fill_zero(stream, matrix(buffers.gradients(), 1, factors.size(), DType::F32));
+  clear_gradients(stream, buffers);
   model.clear_loss();
   StepMessage mine;
   for (const MicroBatch& batch : batches) {

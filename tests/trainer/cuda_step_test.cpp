@@ -6,7 +6,6 @@
 #include "configs/config.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/device.h"
-#include "kernels/elementwise.h"
 #include "kernels/stream.h"
 #include "kernels/transfer.h"
 #include "parallel/threads.h"
@@ -144,7 +143,7 @@ TEST_P(CudaGraph, OfAMicroBatchGivesThePlainGradients) {
   const int64_t allocations = cudasim::counts().allocations;
 #endif
   const auto clear = [&] {
-    fill_zero(stream, matrix(buffers.gradients(), 1, buffers.size(), DType::F32));
+    clear_gradients(stream, buffers);
     model.clear_loss();
   };
   const auto result = [&] {

@@ -5,7 +5,6 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#include "kernels/elementwise.h"
 #include "kernels/profile.h"
 
 namespace lorashard {
@@ -74,7 +73,7 @@ void RecordedRank::optimizer_step() {
   Profiler spans;
   spans.attach();
   const ProfileSpan span("step", "optimizer");
-  fill_zero(stream_, matrix(buffers_.gradients(), 1, factors_.size(), DType::F32));
+  clear_gradients(stream_, buffers_);
   model_.clear_loss();
   reduce_step(stream_, buffers_, world_, {}, model_.loss_sum());
   apply_step(stream_, factors_, buffers_, {0.9f, 0.999f, 1e-8f, 0, 1}, 1e-4, 1, 1, 1);

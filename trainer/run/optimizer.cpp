@@ -10,9 +10,14 @@
 
 #include "checkpoint/file_io.h"
 #include "configs/error.h"
+#include "kernels/elementwise.h"
 #include "kernels/transfer.h"
 
 namespace lorashard {
+
+void clear_gradients(Stream& stream, TrainingBuffers& buffers) {
+  fill_zero(stream, matrix(buffers.gradients(), 1, buffers.size(), DType::F32));
+}
 
 StepSums reduce_step(Stream& stream, TrainingBuffers& buffers, Communicator& world,
                      const StepMessage& mine, const double* loss_sum) {

@@ -17,6 +17,9 @@ struct StepSums : StepMessage {
   double gradient_squares = 0;  // sum of squares of the all-reduced gradient
 };
 
+// gradients = 0: before the step's first micro-batch.
+void clear_gradients(Stream& stream, TrainingBuffers& buffers);
+
 // The one collective of a step: all-reduces gradients and messages over the world. `loss_sum` (one
 // double on the stream's device, or null) is this rank's loss. The only place of a step where the
 // host waits for the device.

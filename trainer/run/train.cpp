@@ -10,7 +10,6 @@
 
 #include "checkpoint/training_state.h"
 #include "configs/error.h"
-#include "kernels/elementwise.h"
 #include "kernels/profile.h"
 #include "parallel/agree.h"
 #include "parallel/liveness.h"
@@ -220,7 +219,7 @@ void Trainer::make_model() {
 StepMessage Trainer::accumulate_gradients() {
   const auto start = std::chrono::steady_clock::now();
   StepMessage mine;
-  fill_zero(stream_, matrix(buffers_->gradients(), 1, buffers_->size(), DType::F32));
+  clear_gradients(stream_, *buffers_);
   model().clear_loss();
   int signal = 0;
   for (int64_t m = 0; m < batches_->micro_batches(); ++m) {
