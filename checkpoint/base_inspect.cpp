@@ -1,5 +1,6 @@
 #include "checkpoint/base_inspect.h"
 
+#include <algorithm>
 #include <map>
 #include <sstream>
 
@@ -59,6 +60,17 @@ std::string biases(const ModelConfig& c) {
   return text.empty() ? "none" : text;
 }
 
+// "sliding window: 512 tokens in 15 of 18 layers", empty if no layer has one. One size for all.
+std::string windows(const ModelConfig& c) {
+  int64_t size = 0, count = 0;
+  for (const int64_t w : c.layer_window) {
+    size = std::max(size, w);
+    count += w != 0;
+  }
+  if (count == 0) return "";
+  return joined("sliding window: ", size, " tokens in ", count, " of ", c.layers, " layers");
+}
+
 }  // namespace
 
 std::vector<std::string> inspect_base(const std::string& path, Communicator& world) {
@@ -78,9 +90,13 @@ std::vector<std::string> inspect_base(const std::string& path, Communicator& wor
                          c.intermediate_size, " (", describe(c.activation), ")"));
   lines.push_back(joined("attention: ", c.heads, " query heads, ", c.kv_heads,
                          " key/value heads of ", c.head_dim,
-                         c.qk_norm ? ", query and key norms" : ""));
+                         c.qk_norm ? ", query and key norms" : "",
+                         c.post_norms ? ", norms of the sublayers' outputs" : ""));
+  if (const std::string text = windows(c); !text.empty()) lines.push_back(text);
   lines.push_back(joined("rotary embedding: ", describe(c.rope), ", up to ",
                          c.max_position_embeddings, " positions"));
+  if (c.window_rope)
+    lines.push_back(joined("rotary embedding of windowed layers: ", describe(*c.window_rope)));
   lines.push_back(joined("biases: ", biases(c)));
   lines.push_back(
       joined("vocabulary: ", c.vocab_size, ", embeddings ", c.tied_embeddings ? "tied" : "untied"));

@@ -84,6 +84,7 @@ const std::set<std::string>& harmless_keys() {
       "auto_map",
       "bad_words_ids",
       "begin_suppress_tokens",
+      "cache_implementation",
       "chunk_size_feed_forward",
       "custom_pipelines",
       "decoder_start_token_id",

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <set>
 
+#include "checkpoint/config_attention.h"
 #include "checkpoint/config_settings.h"
 #include "checkpoint/json_strict.h"
 #include "configs/error.h"
@@ -16,18 +17,19 @@ using nlohmann::json;
 // Where a family's biases come from.
 enum class Bias : uint8_t { Never, Always, Setting };
 
-// How sliding windows are written in a family's config.json.
-enum class Window : uint8_t {
-  None,     // the family has none
-  All,      // sliding_window, if not null, holds for every layer
-  Flagged,  // use_sliding_window, sliding_window and max_window_layers, or layer_types
-};
-
 // What distinguishes one family from another: the defaults that transformers' configuration class
 // takes for keys that config.json leaves out, and what its modelling code fixes.
 struct Family {
   const char* architecture;
   const char* model_type;
+  // The class of the base without its head; null: "LlamaModel" for "LlamaForCausalLM".
+  const char* base_architecture = nullptr;
+  // What the family takes for sizes that are left out; 0: they must be there.
+  struct Sizes {
+    int64_t hidden = 0, layers = 0, heads = 0, intermediate = 0, vocabulary = 0;
+  } default_sizes{};
+  const char* activation_key = "hidden_act";
+  const char* default_activation = "silu";
   int64_t default_kv_heads;  // 0: as many as query heads
   int64_t default_head_dim;  // 0: hidden_size / num_attention_heads
   int64_t default_max_positions;
@@ -36,6 +38,11 @@ struct Family {
   bool default_tied;
   Bias qkv_bias, o_bias, mlp_bias;
   bool qk_norm;
+  // Gemma's: gains stored less one, norms behind the sublayers too, embeddings times the root of
+  // the hidden size, attention scaled by query_pre_attn_scalar, a second rope in windowed layers,
+  // settings that must be off.
+  bool gemma = false;
+  double default_window_rope_theta = 0;
   Window window;
   int64_t default_window;  // 0: null
   int64_t default_bos, default_eos;
@@ -107,7 +114,61 @@ constexpr Family kFamilies[] = {
      .default_window = 4096,
      .default_bos = -1,
      .default_eos = -1},
+    {.architecture = "Gemma3ForCausalLM",
+     .model_type = "gemma3_text",
+     .base_architecture = "Gemma3TextModel",
+     .default_sizes =
+         {.hidden = 2304, .layers = 26, .heads = 8, .intermediate = 9216, .vocabulary = 262208},
+     .activation_key = "hidden_activation",
+     .default_activation = "gelu_pytorch_tanh",
+     .default_kv_heads = 4,
+     .default_head_dim = 256,
+     .default_max_positions = 131072,
+     .default_rms_norm_eps = 1e-6,
+     .default_rope_theta = 1e6,
+     .default_tied = true,
+     .qkv_bias = Bias::Setting,
+     .o_bias = Bias::Setting,
+     .mlp_bias = Bias::Never,
+     .qk_norm = true,
+     .gemma = true,
+     .default_window_rope_theta = 1e4,
+     .window = Window::Pattern,
+     .default_window = 4096,
+     .default_bos = 2,
+     .default_eos = 1},
 };
+
+// Architectures that one may take for one of the above, with what keeps them out.
+struct Unsupported {
+  const char* prefix;      // of the architecture
+  const char* model_type;  // what the model_type begins with
+  const char* why;
+};
+constexpr Unsupported kUnsupported[] = {
+    {"Gemma3ForConditionalGeneration", "gemma3",
+     "it is Gemma 3 with a vision tower; save its text part alone as Gemma3ForCausalLM "
+     "(model_type gemma3_text)"},
+    {"Gemma3n", "gemma3n", "its altup, laurel and per-layer embeddings are not supported"},
+    {"Gemma4", "gemma4", "its layers are not those of Gemma 3"},
+    {"Gemma2", "gemma2", "soft-capping of logits and attention scores is not supported"},
+    {"GptOss", "gpt_oss", "attention sinks and its mixture of experts are not supported"},
+    {"Qwen3_5", "qwen3_5", "gated DeltaNet layers are not supported"},
+    {"Qwen3Next", "qwen3_next", "gated DeltaNet layers are not supported"},
+};
+
+// "; its … not supported" for an architecture, or a model_type, that is known and left out.
+std::string why_unsupported(const std::string& name, bool is_type) {
+  const Unsupported* best = nullptr;
+  for (const Unsupported& u : kUnsupported) {
+    const std::string_view begins = is_type ? u.model_type : u.prefix;
+    if (name.starts_with(begins) &&
+        (!best ||
+         begins.size() > std::string_view(is_type ? best->model_type : best->prefix).size()))
+      best = &u;
+  }
+  return best ? std::string(": ") + best->why : "";
+}
 
 // Keys that transformers reads for every family, whose value must be the neutral one, with what
 // would be right when it is not. (Others' multipliers, caps and dropouts are not read for these
@@ -138,7 +199,10 @@ const Family& find_family(Settings& s) {
   }
   // A base saved without its head names its own class, Qwen3Model for Qwen3ForCausalLM.
   constexpr std::string_view kBase = "Model", kCausal = "ForCausalLM";
+  const std::string given = name;
   if (name.ends_with(kBase)) name.replace(name.size() - kBase.size(), kBase.size(), kCausal);
+  for (const Family& f : kFamilies)
+    if (f.base_architecture && given == f.base_architecture) name = f.architecture;
   for (const Family& f : kFamilies) {
     if (name.empty() ? type != f.model_type : name != f.architecture) continue;
     if (!type.empty() && type != f.model_type)
@@ -148,129 +212,19 @@ const Family& find_family(Settings& s) {
   }
   if (name.empty() && type.empty())
     s.fail("architectures", "is missing; it must name one of " + supported);
-  s.fail(name.empty() ? "model_type" : "architectures",
-         printable(name.empty() ? type : name) + " is not supported; supported are " + supported);
+  const bool by_type = name.empty();
+  s.fail(by_type ? "model_type" : "architectures",
+         printable(by_type ? type : given) + " is not supported" +
+             why_unsupported(by_type ? type : given, by_type) + "; supported are " + supported);
 }
 
-Activation parse_activation(Settings& s) {
-  const std::string act = s.text("hidden_act", "silu");
+Activation parse_activation(Settings& s, const char* key, const char* absent) {
+  const std::string act = s.text(key, absent);
   if (act == "silu" || act == "swish") return Activation::SILU;
   if (act == "gelu") return Activation::GELU;
   if (act == "gelu_pytorch_tanh" || act == "gelu_new") return Activation::GELU_TANH;
-  s.fail("hidden_act", "\"" + printable(act) +
-                           "\" is not supported; supported are silu, gelu, "
-                           "gelu_pytorch_tanh and gelu_new");
-}
-
-// rope_scaling or rope_parameters with what its absent keys mean filled in, for comparison.
-json whole_rope(json rope, double theta) {
-  if (!rope.is_object()) return rope;
-  if (rope.contains("type")) {
-    if (!rope.contains("rope_type")) rope["rope_type"] = rope["type"];
-    rope.erase("type");
-  }
-  if (!rope.contains("rope_type")) rope["rope_type"] = "default";
-  if (!rope.contains("rope_theta")) rope["rope_theta"] = theta;
-  return rope;
-}
-
-// Older files say rope_theta and rope_scaling {type | rope_type, …}; newer ones rope_parameters
-// {rope_type, rope_theta, …}. transformers lets rope_scaling win where both stand; here they must
-// then mean the same. Keys that transformers does not read for the type are added to `unread`.
-RopeConfig parse_rope(Settings& s, const std::string& source, const Family& family,
-                      int64_t max_positions, std::vector<std::string>& unread) {
-  const json& scaling = s.get("rope_scaling");
-  const json& parameters = s.get("rope_parameters");
-  const double theta = s.positive("rope_theta", family.default_rope_theta);
-  const auto given = [](const json& j) { return !j.is_null() && !j.empty(); };
-  if (given(scaling) && given(parameters) &&
-      whole_rope(scaling, theta) != whole_rope(parameters, theta))
-    s.fail("rope_scaling", "stands beside a different rope_parameters; keep one of the two");
-  const char* key = given(parameters) ? "rope_parameters" : "rope_scaling";
-  static const json empty = json::object();
-  const json& object = given(parameters) ? parameters : given(scaling) ? scaling : empty;
-  if (!object.is_object()) s.fail(key, "is not an object");
-  Settings r(object, source, std::string(key) + ".");
-
-  RopeConfig rope;
-  rope.theta = r.positive("rope_theta", theta);
-  if (r.number("partial_rotary_factor", 1) != 1)
-    r.fail("partial_rotary_factor", "must be 1 (rotation of a part of each head is not supported)");
-
-  const std::string old_type = r.text("type", "default");
-  const std::string type = r.text("rope_type", old_type);
-  if (r.has("type") && old_type != type)
-    r.fail("type", "is \"" + printable(old_type) + "\", but rope_type is \"" + printable(type) +
-                       "\"; keep one of the two");
-  std::set<std::string> unused;  // by this type in transformers
-  if (type == "default") {
-    rope.kind = RopeConfig::Kind::Default;
-    unused = {"factor", "original_max_position_embeddings"};
-    if (r.has("factor") && r.number("factor", 1) != 1)
-      r.fail("factor", "has no meaning for rope_type default; say linear or llama3, or remove it");
-  } else if (type == "linear") {
-    rope.kind = RopeConfig::Kind::Linear;
-    rope.factor = r.positive("factor");
-    unused = {"original_max_position_embeddings"};
-  } else if (type == "llama3") {
-    rope.kind = RopeConfig::Kind::Llama3;
-    rope.factor = r.positive("factor");
-    rope.low_freq_factor = r.positive("low_freq_factor");
-    rope.high_freq_factor = r.positive("high_freq_factor");
-    if (rope.high_freq_factor <= rope.low_freq_factor)
-      r.fail("high_freq_factor", "must be larger than low_freq_factor");
-    const int64_t original =
-        r.size("original_max_position_embeddings", max_positions, max_positions);
-    // transformers gives the key outside priority.
-    rope.original_max_position_embeddings =
-        s.size("original_max_position_embeddings", original, original);
-  } else {
-    r.fail(
-        r.has("rope_type") ? "rope_type" : "type",
-        "\"" + printable(type) + "\" is not supported; supported are default, linear and llama3");
-  }
-  for (std::string& key : r.unread(unused)) unread.push_back(std::move(key));
-  return rope;
-}
-
-// 0 or the sliding window of each layer.
-std::vector<int64_t> parse_windows(Settings& s, const Family& family, const ModelConfig& c) {
-  std::vector<int64_t> windows(static_cast<size_t>(c.layers), 0);
-  int64_t window = 0;
-  bool windowed = family.window == Window::All;
-  if (family.window != Window::None) window = s.size("sliding_window", family.default_window, 0);
-  if (family.window == Window::Flagged) windowed = s.flag("use_sliding_window", false);
-
-  int64_t first = 0;
-  if (family.window == Window::Flagged) {
-    const json& v = s.get("max_window_layers");
-    first = v.is_number_integer() ? v.get<int64_t>() : v.is_null() ? 28 : -1;
-    if (first < 0) s.fail("max_window_layers", "is " + v.dump() + "; it must be an integer >= 0");
-  }
-  const json& types = s.get("layer_types");
-  if (!types.is_null()) {
-    if (!types.is_array() || types.size() != windows.size())
-      s.fail("layer_types", "must be null or list one type for each of the " +
-                                std::to_string(c.layers) + " layers");
-    for (const json& t : types)
-      if (t != "full_attention")
-        s.fail("layer_types", t.dump() +
-                                  " is not supported; every layer must be "
-                                  "\"full_attention\"");
-  } else if (windowed) {
-    for (int64_t i = first; i < c.layers; ++i) windows[static_cast<size_t>(i)] = window;
-  }
-  if (family.window == Window::All && !types.is_null())
-    std::fill(windows.begin(), windows.end(), window);
-  for (const int64_t w : windows) {
-    // One that is as long as the longest sequence the model was made for is applied all the same,
-    // in case a run goes beyond that.
-    if (w != 0 && w < c.max_position_embeddings)
-      s.fail("sliding_window",
-             std::to_string(w) + (s.has("sliding_window") ? "" : " (the default of this family)") +
-                 " is not supported; it must be null (attention over the whole sequence)");
-  }
-  return windows;
+  s.fail(key, "\"" + printable(act) +
+                  "\" is not supported; supported are silu, gelu, gelu_pytorch_tanh and gelu_new");
 }
 
 DType parse_dtype(Settings& s) {
@@ -311,6 +265,30 @@ void parse_token_ids(Settings& s, const Family& family, ModelConfig& c) {
   }
 }
 
+// A size, or what the family takes where it is left out.
+int64_t parse_size(Settings& s, const char* key, int64_t absent) {
+  return absent ? s.size(key, absent) : s.size(key);
+}
+
+// What Gemma 3 has beyond the others.
+void parse_gemma(Settings& s, const std::string& source, const Family& family, ModelConfig& c,
+                 std::vector<std::string>& unread) {
+  for (const char* key : {"attn_logit_softcapping", "final_logit_softcapping"})
+    if (const json& v = s.get(key); !v.is_null())
+      s.fail(key, "is " + v.dump() + "; it must be null (soft-capping is not supported)");
+  if (s.flag("use_bidirectional_attention", false))
+    s.fail("use_bidirectional_attention", "must be false (attention is causal)");
+  const LayerRopes ropes =
+      parse_layer_ropes(s, source, family.default_rope_theta, family.default_window_rope_theta,
+                        c.max_position_embeddings, unread);
+  c.rope = ropes.full;
+  c.window_rope = ropes.sliding;
+  c.post_norms = true;
+  c.norm_gain_offset = 1;
+  c.embedding_scale = float(std::sqrt(double(c.hidden_size)));
+  c.attention_scale = float(1 / std::sqrt(s.positive("query_pre_attn_scalar", 256)));
+}
+
 }  // namespace
 
 ModelConfig parse_model_config(const std::string& json_text, const std::string& source,
@@ -336,28 +314,32 @@ ModelConfig parse_model_config(const std::string& json_text, const std::string& 
   std::vector<std::string> unread;
   c.model_type = family.model_type;
   c.architecture = family.architecture;
-  c.hidden_size = s.size("hidden_size");
-  c.layers = s.size("num_hidden_layers");
+  c.hidden_size = parse_size(s, "hidden_size", family.default_sizes.hidden);
+  c.layers = parse_size(s, "num_hidden_layers", family.default_sizes.layers);
   if (c.layers > 4096) s.fail("num_hidden_layers", "is larger than 4096");
-  c.heads = s.size("num_attention_heads");
+  c.heads = parse_size(s, "num_attention_heads", family.default_sizes.heads);
   c.kv_heads = s.size("num_key_value_heads",
                       family.default_kv_heads ? family.default_kv_heads : c.heads, c.heads);
   const int64_t head_dim =
       family.default_head_dim ? family.default_head_dim : c.hidden_size / c.heads;
   c.head_dim = s.size("head_dim", head_dim, head_dim);
-  c.intermediate_size = s.size("intermediate_size");
-  c.vocab_size = s.size("vocab_size");
+  c.intermediate_size = parse_size(s, "intermediate_size", family.default_sizes.intermediate);
+  c.vocab_size = parse_size(s, "vocab_size", family.default_sizes.vocabulary);
   c.max_position_embeddings = s.size("max_position_embeddings", family.default_max_positions);
   c.rms_norm_eps = static_cast<float>(s.positive("rms_norm_eps", family.default_rms_norm_eps));
-  c.activation = parse_activation(s);
-  c.rope = parse_rope(s, source, family, c.max_position_embeddings, unread);
+  c.activation = parse_activation(s, family.activation_key, family.default_activation);
   c.tied_embeddings = s.flag("tie_word_embeddings", family.default_tied);
   c.qkv_bias = parse_bias(s, "attention_bias", family.qkv_bias);
   c.o_bias = family.o_bias == Bias::Setting && c.qkv_bias;
   c.mlp_bias = parse_bias(s, "mlp_bias", family.mlp_bias);
   c.qk_norm = family.qk_norm;
-  c.attention_scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
-  c.layer_window = parse_windows(s, family, c);
+  if (family.gemma) {
+    parse_gemma(s, source, family, c, unread);
+  } else {
+    c.rope = parse_rope(s, source, family.default_rope_theta, c.max_position_embeddings, unread);
+    c.attention_scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
+  }
+  c.layer_window = parse_windows(s, family.window, family.default_window, c.layers);
   c.stored_dtype = parse_dtype(s);
   parse_token_ids(s, family, c);
 

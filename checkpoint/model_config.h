@@ -24,18 +24,20 @@ struct RopeConfig {
 };
 
 struct ModelConfig {
-  std::string model_type;    // "llama", "mistral", "qwen2", "qwen3"
+  std::string model_type;    // "llama", "mistral", "qwen2", "qwen3", "gemma3_text"
   std::string architecture;  // "LlamaForCausalLM", …
   int64_t hidden_size = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0;
   int64_t intermediate_size = 0, vocab_size = 0, max_position_embeddings = 0;
   float rms_norm_eps = 1e-6f;
   Activation activation = Activation::SILU;
   RopeConfig rope;
+  std::optional<RopeConfig> window_rope;  // of layers with a sliding window, where it is another
   bool tied_embeddings = false;
   bool qkv_bias = false, o_bias = false, mlp_bias = false;
   bool qk_norm = false;               // RMS norm of each query and key head before rope
+  bool post_norms = false;            // RMS norm of each sublayer's output before it is added
   float norm_gain_offset = 0;         // 1 where the file stores gain - 1
-  float embedding_scale = 1;          // multiplies the embeddings
+  float embedding_scale = 1;          // multiplies the embeddings, rounded to the activations' type
   float attention_scale = 1;          // multiplies q k^T; 1/sqrt(head_dim) unless the family says
   std::vector<int64_t> layer_window;  // per layer: 0, or the sliding window
   DType stored_dtype = DType::BF16;   // dtype / torch_dtype
@@ -81,9 +83,9 @@ inline constexpr InputGroup kInputGroups[] = {InputGroup::QKV, InputGroup::O, In
 template <class T>
 using PerGroup = EnumArray<InputGroup, std::size(kInputGroups), T>;
 
-enum class NormRole : uint8_t { AttentionInput, MlpInput, Query, Key };
+enum class NormRole : uint8_t { AttentionInput, MlpInput, Query, Key, AttentionOutput, MlpOutput };
 template <class T>
-using PerNorm = EnumArray<NormRole, 4, T>;
+using PerNorm = EnumArray<NormRole, 6, T>;
 
 // A module with weights in a layer: the one place that knows its name, its sizes, how it is split
 // over the ranks, and what it does there.

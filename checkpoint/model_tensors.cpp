@@ -29,10 +29,16 @@ std::vector<LayerModule> layer_modules(const ModelConfig& c, int64_t) {
     norm("self_attn.k_norm", NormRole::Key, c.head_dim);
   }
   linear("self_attn.o_proj", InputGroup::O, h, q, Split::QueryCols, c.o_bias);
-  norm("post_attention_layernorm", NormRole::MlpInput, h);
+  if (c.post_norms) {
+    norm("post_attention_layernorm", NormRole::AttentionOutput, h);
+    norm("pre_feedforward_layernorm", NormRole::MlpInput, h);
+  } else {
+    norm("post_attention_layernorm", NormRole::MlpInput, h);
+  }
   linear("mlp.gate_proj", InputGroup::GateUp, f, h, Split::RowFeatures, c.mlp_bias);
   linear("mlp.up_proj", InputGroup::GateUp, f, h, Split::RowFeatures, c.mlp_bias);
   linear("mlp.down_proj", InputGroup::Down, h, f, Split::ColFeatures, c.mlp_bias);
+  if (c.post_norms) norm("post_feedforward_layernorm", NormRole::MlpOutput, h);
   return modules;
 }
 

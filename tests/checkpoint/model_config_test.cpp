@@ -169,34 +169,171 @@ TEST(ModelConfig, RopeForms) {
   c["rope_scaling"] = {{"type", "linear"}, {"factor", 2}, {"attention_factor", 0.5}};
   EXPECT_THAT(notes(c), ElementsAre(HasSubstr("rope_scaling.attention_factor")));
   refuse("llama", "rope_scaling", 7, {"not an object"});
+  refuse("llama", "rope_parameters", {{"full_attention", {{"rope_theta", 1e4}}}},
+         {"full_attention", "by layer"});
   refuse("llama", "rope_parameters", {{"rope_type", "default"}, {"partial_rotary_factor", 0.5}},
          {"partial_rotary_factor"});
   refuse("llama", "rope_theta", -1, {"positive"});
 }
 
 TEST(ModelConfig, SlidingWindows) {
+  using Windows = std::vector<int64_t>;
   accept("mistral", "sliding_window", nullptr);
-  accept("mistral", "sliding_window", 128);  // never reached
-  refuse("mistral", "sliding_window", 64, {"64 is not supported", "null"});
   json c = tiny("mistral");
-  c.erase("sliding_window");
-  c["max_position_embeddings"] = 32768;
-  expect_error(kExitInput, {"sliding_window", "4096 (the default of this family)"},
-               [&] { parse(c); });
-  c = tiny("qwen2");
   c["sliding_window"] = 64;
-  c["use_sliding_window"] = false;
-  EXPECT_NO_THROW(parse(c));
-  c["use_sliding_window"] = true;
-  c["max_window_layers"] = 1;
-  expect_error(kExitInput, {"sliding_window"}, [&] { parse(c); });
-  c["max_window_layers"] = 2;  // no layer is left to have one
-  EXPECT_NO_THROW(parse(c));
+  EXPECT_EQ(parse(c).layer_window, (Windows{64, 64}));
+  c.erase("sliding_window");
+  EXPECT_EQ(parse(c).layer_window, (Windows{4096, 4096}));
+  refuse("mistral", "sliding_window", 0, {"positive"});
+  refuse("mistral", "sliding_window", "64", {"positive"});
+  for (const char* type : {"qwen2", "qwen3"}) {
+    c = tiny(type);
+    c["sliding_window"] = 64;
+    c["use_sliding_window"] = false;
+    EXPECT_EQ(parse(c).layer_window, (Windows{0, 0}));
+    c["layer_types"] = {"full_attention", "sliding_attention"};
+    expect_error(kExitInput, {"layer_types", "use_sliding_window"}, [&] { parse(c); });
+    c["use_sliding_window"] = true;
+    EXPECT_EQ(parse(c).layer_window, (Windows{0, 64}));
+    c["layer_types"] = {"sliding_attention", "full_attention"};  // comes before max_window_layers
+    c["max_window_layers"] = 1;
+    EXPECT_EQ(parse(c).layer_window, (Windows{64, 0}));
+    c.erase("layer_types");
+    EXPECT_EQ(parse(c).layer_window, (Windows{0, 64}));
+    c["max_window_layers"] = 0;
+    EXPECT_EQ(parse(c).layer_window, (Windows{64, 64}));
+    c.erase("max_window_layers");  // 28
+    EXPECT_EQ(parse(c).layer_window, (Windows{0, 0}));
+    c["max_window_layers"] = 0;
+    c["sliding_window"] = nullptr;
+    EXPECT_EQ(parse(c).layer_window, (Windows{0, 0}));
+  }
   accept("qwen3", "layer_types", {"full_attention", "full_attention"});
   refuse("qwen3", "layer_types", {"full_attention", "sliding_attention"}, {"sliding_attention"});
+  refuse("qwen3", "layer_types", {"full_attention", "linear_attention"}, {"linear_attention"});
   refuse("qwen3", "layer_types", {"full_attention"}, {"2 layers"});
+  refuse("llama", "layer_types", {"full_attention", "sliding_attention"}, {"no window"});
   note("llama", "sliding_window", 64);
   note("mistral", "use_sliding_window", true);
+  note("mistral", "layer_types", {"full_attention", "sliding_attention"});
+}
+
+// What transformers 5.23 makes of Gemma 3's keys.
+TEST(ModelConfig, Gemma3) {
+  using Windows = std::vector<int64_t>;
+  json c = tiny("gemma3_text");
+  ModelConfig m = parse(c);
+  EXPECT_EQ(m.layer_window, (Windows{5, 0}));
+  EXPECT_EQ(m.activation, Activation::GELU_TANH);
+  EXPECT_TRUE(m.post_norms && m.qk_norm);
+  EXPECT_FALSE(m.qkv_bias || m.o_bias);
+  EXPECT_EQ(m.norm_gain_offset, 1);
+  EXPECT_FLOAT_EQ(m.embedding_scale, std::sqrt(48.0f));
+  EXPECT_FLOAT_EQ(m.attention_scale, 1 / 16.0f);
+  EXPECT_EQ(m.rope.theta, 10000);  // of the file
+  EXPECT_EQ(m.window_rope->theta, 10000);
+  c["query_pre_attn_scalar"] = 100;
+  EXPECT_FLOAT_EQ(parse(c).attention_scale, 0.1f);
+  c["layer_types"] = {"full_attention", "sliding_attention"};
+  EXPECT_EQ(parse(c).layer_window, (Windows{0, 5}));
+
+  // The older form of rope: scaling is of the full layers alone. The newer one says both.
+  c["rope_theta"] = 5e5;
+  c["rope_local_base_freq"] = 777;
+  c["rope_scaling"] = {{"rope_type", "linear"}, {"factor", 8.0}};
+  json now = c;
+  for (const char* key : {"rope_theta", "rope_local_base_freq", "rope_scaling"}) now.erase(key);
+  now["rope_parameters"] = {
+      {"full_attention", {{"rope_type", "linear"}, {"factor", 8.0}, {"rope_theta", 5e5}}},
+      {"sliding_attention", {{"rope_type", "default"}, {"rope_theta", 777}}}};
+  for (const json& j : {c, now}) {
+    m = parse(j);
+    EXPECT_EQ(m.rope.kind, RopeConfig::Kind::Linear);
+    EXPECT_EQ(m.rope.factor, 8);
+    EXPECT_EQ(m.rope.theta, 5e5);
+    EXPECT_EQ(m.window_rope->kind, RopeConfig::Kind::Default);
+    EXPECT_EQ(m.window_rope->theta, 777);
+    EXPECT_THAT(notes(j), ElementsAre());
+  }
+  now["rope_scaling"] = c["rope_scaling"];
+  EXPECT_NO_THROW(parse(now));
+  now["rope_scaling"]["factor"] = 4;
+  expect_error(kExitInput, {"rope_scaling", "different rope_parameters"}, [&] { parse(now); });
+  now["rope_scaling"] = {{"type", "linear"}, {"factor", 8.0}};
+  expect_error(kExitInput, {"rope_scaling", "say rope_type"}, [&] { parse(now); });
+  now.erase("rope_scaling");
+  now["rope_parameters"].erase("sliding_attention");
+  EXPECT_EQ(parse(now).window_rope->theta, 10000);
+
+  // What it takes for keys that are left out.
+  m = parse({{"model_type", "gemma3_text"}});
+  EXPECT_EQ(m.hidden_size, 2304);
+  EXPECT_EQ(m.layers, 26);
+  EXPECT_EQ(m.heads, 8);
+  EXPECT_EQ(m.kv_heads, 4);
+  EXPECT_EQ(m.head_dim, 256);
+  EXPECT_EQ(m.intermediate_size, 9216);
+  EXPECT_EQ(m.vocab_size, 262208);
+  EXPECT_EQ(m.max_position_embeddings, 131072);
+  EXPECT_EQ(m.rope.theta, 1e6);
+  EXPECT_EQ(m.layer_window[4], 4096);
+  EXPECT_EQ(m.layer_window[5], 0);
+  EXPECT_TRUE(m.tied_embeddings);
+  EXPECT_EQ(m.bos_token_id, 2);
+  EXPECT_EQ(m.eos_token_ids, std::vector<int64_t>{1});
+}
+
+TEST(ModelConfig, Gemma3Refusals) {
+  const auto refuse_gemma = [](const char* key, const json& value,
+                               std::vector<std::string> parts = {}) {
+    refuse("gemma3_text", key, value, std::move(parts));
+  };
+  refuse_gemma("attn_logit_softcapping", 50.0, {"null"});
+  refuse_gemma("final_logit_softcapping", 30.0, {"null"});
+  refuse_gemma("use_bidirectional_attention", true, {"false"});
+  refuse_gemma("sliding_window", nullptr, {"null"});
+  refuse_gemma("sliding_window_pattern", 0, {"positive"});
+  refuse_gemma("hidden_activation", "relu", {"relu"});
+  refuse_gemma("query_pre_attn_scalar", 0, {"positive"});
+  refuse_gemma("rope_local_base_freq", -1, {"positive"});
+  refuse_gemma("rope_parameters", {{"rope_type", "default"}, {"rope_theta", 1e4}},
+               {"full_attention and sliding_attention"});
+  refuse_gemma("rope_parameters", {{"sliding_attention", {{"rope_type", "yarn"}}}},
+               {"sliding_attention.rope_type", "yarn"});
+  refuse_gemma("rope_parameters", {{"full_attention", 7}}, {"not an object"});
+  refuse_gemma("layer_types", {"full_attention", "chunked_attention"}, {"chunked_attention"});
+  json c = tiny("gemma3_text");
+  c.erase("sliding_window_pattern");
+  c["_sliding_window_pattern"] = 2;
+  expect_error(kExitInput, {"_sliding_window_pattern"}, [&] { parse(c); });
+  note("gemma3_text", "hidden_act", "silu");
+}
+
+// Models that one may take for a supported one say what keeps them out.
+TEST(ModelConfig, RelativesOfSupportedFamilies) {
+  for (const auto& [architecture, why] : std::vector<std::pair<const char*, const char*>>{
+           {"Gemma3ForConditionalGeneration", "text part alone"},
+           {"Gemma2ForCausalLM", "soft-capping"},
+           {"Gemma3nForConditionalGeneration", "altup"},
+           {"Gemma4ForConditionalGeneration", "Gemma 3"},
+           {"Qwen3_5ForCausalLM", "DeltaNet"},
+           {"Qwen3NextForCausalLM", "DeltaNet"},
+           {"GptOssForCausalLM", "sinks"}})
+    refuse("llama", "architectures", {architecture}, {architecture, why, "LlamaForCausalLM"});
+  for (const auto& [type, why] :
+       std::vector<std::pair<const char*, const char*>>{{"gemma3", "text part alone"},
+                                                        {"gemma4_text", "Gemma 3"},
+                                                        {"qwen3_5_text", "DeltaNet"},
+                                                        {"gpt_oss", "sinks"},
+                                                        {"gemma2", "soft-capping"}}) {
+    json c = tiny("llama");
+    c.erase("architectures");
+    c["model_type"] = type;
+    expect_error(kExitInput, {"model_type", type, why}, [&] { parse(c); });
+  }
+  json c = tiny("gemma3_text");
+  c["architectures"] = {"Gemma3TextModel"};
+  EXPECT_EQ(parse(c).architecture, "Gemma3ForCausalLM");
 }
 
 TEST(ModelConfig, BothFormsOfRopeMustMeanTheSame) {
@@ -224,7 +361,7 @@ TEST(ModelConfig, WhatChangesTheMathematicsIsRefusedByName) {
     accept("llama", "hidden_act", act);
 }
 
-// transformers 5.23's classes of the four families read none of these.
+// transformers 5.23's classes of these families read none of these.
 TEST(ModelConfig, WhatTransformersDoesNotReadIsNoted) {
   for (const auto& [key, value] :
        std::vector<std::pair<const char*, json>>{{"pretraining_tp", 2},
@@ -318,6 +455,7 @@ TEST(ModelConfig, TensorsAndModules) {
   EXPECT_EQ(tensors.back().name, "lm_head.weight");
   EXPECT_EQ(model_tensors(parse(tiny("qwen2"))).size(), 3u + 2 * 12);
   EXPECT_EQ(model_tensors(parse(tiny("qwen3"))).size(), 3u + 2 * 11);
+  EXPECT_EQ(model_tensors(parse(tiny("gemma3_text"))).size(), 3u + 2 * 13);
   const auto modules = linear_modules(llama);
   ASSERT_EQ(modules.size(), 14u);
   EXPECT_EQ(modules[9].name, "model.layers.1.self_attn.v_proj");
@@ -334,7 +472,7 @@ TEST(ModelConfig, TensorsAndModules) {
 
 // Parts of all ranks cover each tensor; only key/value heads and replicated tensors overlap.
 TEST(ModelConfig, PartsCoverEveryTensor) {
-  for (const char* type : {"llama", "qwen2", "qwen3"})
+  for (const char* type : {"llama", "qwen2", "qwen3", "gemma3_text"})
     for (int ranks = 1; ranks <= 6; ++ranks) {
       const ModelConfig c = parse(tiny(type));
       for (const TensorSpec& t : model_tensors(c)) {

@@ -71,10 +71,12 @@ void write_text(const fs::path& path, const std::string& text) {
 }  // namespace
 
 json tiny_config(const TinyModelOptions& o) {
-  static const std::map<std::string, const char*> architectures{{"llama", "LlamaForCausalLM"},
-                                                                {"mistral", "MistralForCausalLM"},
-                                                                {"qwen2", "Qwen2ForCausalLM"},
-                                                                {"qwen3", "Qwen3ForCausalLM"}};
+  static const std::map<std::string, const char*> architectures{
+      {"llama", "LlamaForCausalLM"},
+      {"mistral", "MistralForCausalLM"},
+      {"qwen2", "Qwen2ForCausalLM"},
+      {"qwen3", "Qwen3ForCausalLM"},
+      {"gemma3_text", "Gemma3ForCausalLM"}};
   json c{{"architectures", {architectures.at(o.model_type)}},
          {"model_type", o.model_type},
          {"hidden_size", o.hidden_size},
@@ -95,6 +97,11 @@ json tiny_config(const TinyModelOptions& o) {
                          : o.dtype == DType::F16 ? "float16"
                                                  : "float32"}};
   if (o.model_type == "mistral") c["sliding_window"] = nullptr;
+  if (o.model_type == "gemma3_text") {
+    c.erase("hidden_act");
+    c["sliding_window"] = 5;
+    c["sliding_window_pattern"] = 2;
+  }
   c.update(o.settings);
   return c;
 }

@@ -80,7 +80,8 @@ TEST_P(Gradient, EqualsDifferencesOfTheLoss) {
     }
   });
 }
-INSTANTIATE_TEST_SUITE_P(Cases, Gradient, testing::Values("llama_tied_bias", "qwen3"));
+INSTANTIATE_TEST_SUITE_P(Cases, Gradient,
+                         testing::Values("llama_tied_bias", "qwen3", "gemma3_new_config"));
 
 // The message behind the gradients carries counts beyond what one fp32 holds.
 TEST(ReduceStep, CountsStayExact) {

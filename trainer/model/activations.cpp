@@ -24,6 +24,11 @@ void plan_mlp(Arena& arena, const ActivationDims& d, BlockActivations& a) {
   a.up = arena.take(d.tokens, d.features, d.type);
 }
 
+void plan_outputs(Arena& arena, const ActivationDims& d, BlockActivations& a) {
+  for (Matrix& output : a.output) output = arena.take(d.tokens, d.hidden, d.type);
+  for (Matrix& rstd : a.output_rstd) rstd = arena.take(d.tokens, 1, DType::F32);
+}
+
 // What a block does not keep, it takes from the one that all share.
 void share_missing(BlockActivations& a, BlockActivations& shared) {
   const auto mine = a.all(), theirs = shared.all();
@@ -92,6 +97,7 @@ Activations plan_activations(Arena& arena, const ActivationDims& d,
       if (lora_rank > 0) a.u[group] = arena.take(d.tokens, lora_rank, DType::F32);
       widest = std::max(widest, lora_rank);
     }
+    if (d.post_norms && d.backward) plan_outputs(arena, d, a);
   }
   plan.shared_at = arena.mark();
   // Layers below first_layer run forward only, in the memory of the block that comes first.
@@ -99,6 +105,8 @@ Activations plan_activations(Arena& arena, const ActivationDims& d,
   if (count == 0) plan.blocks.emplace_back();
   if (plan.blocks[0].q.cols == 0) plan_attention(arena, d, shared);
   if (plan.blocks[0].gate.cols == 0) plan_mlp(arena, d, shared);
+  if (d.post_norms && plan.blocks[0].output[Sublayer::Mlp].cols == 0)
+    plan_outputs(arena, d, shared);
   for (BlockActivations& a : plan.blocks) share_missing(a, shared);
   BlockScratch& s = plan.scratch;
   s.norm = arena.take(d.tokens, d.hidden, d.type);

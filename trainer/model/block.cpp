@@ -12,8 +12,10 @@
 namespace lorashard {
 namespace {
 
-// The two sublayers: the norm that each begins with, and its last, row-parallel modules.
+// The two sublayers: the norm that each begins with, its post-norm, and its last, row-parallel
+// modules.
 constexpr PerSublayer<NormRole> kInputNorm{{NormRole::AttentionInput, NormRole::MlpInput}};
+constexpr PerSublayer<NormRole> kOutputNorm{{NormRole::AttentionOutput, NormRole::MlpOutput}};
 constexpr PerSublayer<InputGroup> kLastGroup{{InputGroup::O, InputGroup::Down}};
 
 const Linear& last_linear(const BlockWeights& w, Sublayer s) {
@@ -32,8 +34,9 @@ void input_norm(const BlockContext& c, const BlockWeights& w, Sublayer s, ConstM
   norm(c, c.scratch.norm, rstd, x, w.norms[kInputNorm[s]], before);
 }
 
-void rotate(const BlockContext& c, Matrix x, int64_t heads, bool inverse) {
-  rope(c.linear.stream, x, heads, c.positions, c.rope_table, inverse);
+void rotate(const BlockContext& c, const BlockWeights& w, Matrix x, int64_t heads, bool inverse) {
+  rope(c.linear.stream, x, heads, c.positions, w.window ? c.window_rope_table : c.rope_table,
+       inverse);
 }
 
 AttentionShape shape_of(const BlockContext& c, const BlockWeights& w) {
@@ -53,8 +56,8 @@ QueryKey rotated_query_key(const BlockContext& c, const BlockWeights& w,
   if (!q_gain) return {acts.q, acts.k};
   norm(c, c.scratch.q_rope, acts.q_rstd, acts.q, q_gain);
   norm(c, c.scratch.k_rope, acts.k_rstd, acts.k, k_gain);
-  rotate(c, c.scratch.q_rope, c.attention.heads, false);
-  rotate(c, c.scratch.k_rope, c.attention.kv_heads, false);
+  rotate(c, w, c.scratch.q_rope, c.attention.heads, false);
+  rotate(c, w, c.scratch.k_rope, c.attention.kv_heads, false);
   return {c.scratch.q_rope, c.scratch.k_rope};
 }
 
@@ -64,8 +67,8 @@ QueryKey project_qkv(const BlockContext& c, const BlockWeights& w, const BlockAc
   linear_group_forward(c.linear, w.groups[InputGroup::QKV], std::array{acts.q, acts.k, acts.v},
                        c.scratch.norm, acts.u[InputGroup::QKV], down);
   if (!w.norms[NormRole::Query]) {
-    rotate(c, acts.q, c.attention.heads, false);
-    rotate(c, acts.k, c.attention.kv_heads, false);
+    rotate(c, w, acts.q, c.attention.heads, false);
+    rotate(c, w, acts.k, c.attention.kv_heads, false);
   }
   return rotated_query_key(c, w, acts);
 }
@@ -111,14 +114,25 @@ bool group_backward(const BlockContext& c, const BlockWeights& w, InputGroup gro
   return deeper;
 }
 
+// The gradient of sublayer s' output, before its post-norm if it has one, given that of what was
+// added to the residual. In c.scratch.delta, which the sublayer's own backward pass writes last.
+ConstMatrix output_gradient(const BlockContext& c, const BlockWeights& w, Sublayer s,
+                            ConstMatrix dx, const BlockActivations& acts) {
+  const ConstMatrix gain = w.norms[kOutputNorm[s]];
+  if (!gain) return dx;
+  rms_norm_backward(c.linear.stream, c.scratch.delta, dx, acts.output[s], acts.output_rstd[s], gain,
+                    c.config.norm_gain_offset, false);
+  return c.scratch.delta;
+}
+
 bool mlp_sublayer_backward(const BlockContext& c, const BlockWeights& w, ConstMatrix x,
-                           ConstMatrix dx, const BlockActivations& acts, bool lowest) {
+                           ConstMatrix dy, const BlockActivations& acts, bool lowest) {
   Stream& stream = c.linear.stream;
   const BlockScratch& s = c.scratch;
   if (w.groups[InputGroup::Down].adapted()) {
     gated_activation_forward(stream, s.mlp, acts.gate, acts.up, c.config.activation);
   }
-  if (!group_backward(c, w, InputGroup::Down, s.d_mlp, std::array{dx}, s.mlp, acts, lowest))
+  if (!group_backward(c, w, InputGroup::Down, s.d_mlp, std::array{dy}, s.mlp, acts, lowest))
     return false;
   gated_activation_backward(stream, acts.gate, acts.up, s.d_mlp, acts.gate, acts.up,
                             c.config.activation);
@@ -128,16 +142,16 @@ bool mlp_sublayer_backward(const BlockContext& c, const BlockWeights& w, ConstMa
 }
 
 bool attention_sublayer_backward(const BlockContext& c, const BlockWeights& w, ConstMatrix x,
-                                 ConstMatrix dx, const BlockActivations& acts, bool lowest) {
+                                 ConstMatrix dy, const BlockActivations& acts, bool lowest) {
   Stream& stream = c.linear.stream;
   const BlockScratch& s = c.scratch;
-  if (!group_backward(c, w, InputGroup::O, s.d_o, std::array{dx}, acts.o, acts, lowest))
+  if (!group_backward(c, w, InputGroup::O, s.d_o, std::array{dy}, acts.o, acts, lowest))
     return false;
   const QueryKey qk = rotated_query_key(c, w, acts);
   attention_backward(stream, s.d_q, s.d_k, s.d_v, s.d_o, qk.q, qk.k, acts.v, acts.o, acts.lse,
                      c.sequences, shape_of(c, w));
-  rotate(c, s.d_q, c.attention.heads, true);
-  rotate(c, s.d_k, c.attention.kv_heads, true);
+  rotate(c, w, s.d_q, c.attention.heads, true);
+  rotate(c, w, s.d_k, c.attention.kv_heads, true);
   if (w.norms[NormRole::Query]) {
     rms_norm_backward(stream, s.d_q, s.d_q, acts.q, acts.q_rstd, w.norms[NormRole::Query],
                       c.config.norm_gain_offset, false);
@@ -165,18 +179,28 @@ void sublayer_forward(const BlockContext& c, const BlockWeights& w, Sublayer s, 
     last_input = c.scratch.mlp;
   }
   const InputGroup last = kLastGroup[s];
-  linear_group_forward(c.linear, w.groups[last], std::array{c.scratch.delta}, last_input,
-                       acts.u[last]);
+  linear_group_forward(c.linear, w.groups[last], std::array{sublayer_output(c, s, acts)},
+                       last_input, acts.u[last]);
 }
 
-ResidualAdd residual_add(const BlockContext& c, const BlockWeights& w, Sublayer s, Matrix sum) {
-  return {sum, c.scratch.delta, last_linear(w, s).bias};
+Matrix sublayer_output(const BlockContext& c, Sublayer s, const BlockActivations& acts) {
+  return c.config.post_norms ? acts.output[s] : c.scratch.delta;
 }
 
-void add_to_residual(const BlockContext& c, const BlockWeights& w, Sublayer s, Matrix sum,
-                     ConstMatrix x) {
+ResidualAdd residual_add(const BlockContext& c, const BlockWeights& w, Sublayer s,
+                         const BlockActivations& acts, Matrix sum) {
+  const ConstMatrix bias = last_linear(w, s).bias, gain = w.norms[kOutputNorm[s]];
+  if (!gain) return {sum, c.scratch.delta, bias};
+  if (bias) add_bias(c.linear.stream, acts.output[s], bias);
+  norm(c, c.scratch.delta, acts.output_rstd[s], acts.output[s], gain);
+  return {sum, c.scratch.delta, {}};
+}
+
+void add_to_residual(const BlockContext& c, const BlockWeights& w, Sublayer s,
+                     const BlockActivations& acts, Matrix sum, ConstMatrix x) {
   Stream& stream = c.linear.stream;
-  if (const ConstMatrix bias = last_linear(w, s).bias) add_bias(stream, c.scratch.delta, bias);
+  const ResidualAdd last = residual_add(c, w, s, acts, sum);
+  if (last.bias) add_bias(stream, c.scratch.delta, last.bias);
   add(stream, sum, x, c.scratch.delta);
 }
 
@@ -194,8 +218,9 @@ void block_recompute(const BlockContext& c, const BlockWeights& w, ConstMatrix x
 
 bool sublayer_backward(const BlockContext& c, const BlockWeights& w, Sublayer s, ConstMatrix x,
                        ConstMatrix dx, const BlockActivations& acts, bool lowest) {
-  return s == Sublayer::Attention ? attention_sublayer_backward(c, w, x, dx, acts, lowest)
-                                  : mlp_sublayer_backward(c, w, x, dx, acts, lowest);
+  const ConstMatrix dy = output_gradient(c, w, s, dx, acts);
+  return s == Sublayer::Attention ? attention_sublayer_backward(c, w, x, dy, acts, lowest)
+                                  : mlp_sublayer_backward(c, w, x, dy, acts, lowest);
 }
 
 void add_to_gradient(const BlockContext& c, const BlockWeights& w, Sublayer s, Matrix dx,

@@ -3,6 +3,8 @@
 //   x_mid = x_in + all-reduce of o(attention(rope(qkv(norm(x_in)))))
 //   x_out = x_mid + all-reduce of down(act(gate(norm(x_mid))) * up(norm(x_mid)))
 //
+// and, in families with post-norms, the norm of each all-reduced output before it is added.
+//
 // A block is two sublayers, attention and MLP, each a tensor-parallel region
 // (parallel/tensor_region.h): one all-reduce forward and one backward. LoRA's partial outputs are
 // summed into that all-reduce; its gradients wait for the optimizer step's. x_in and x_mid are kept
@@ -30,8 +32,11 @@ struct BlockActivations {
   PerSublayer<Matrix> rstd;  // (T,1) F32, of the norm that the sublayer begins with
   Matrix q_rstd, k_rstd;     // (T, heads) and (T, kv_heads) F32, with q/k norms
   PerGroup<Matrix> u;        // dropout(x) A^T (T, lora_rank) F32; always kept
+  // With post-norms: each sublayer's all-reduced output (T,H), with its bias, and the norm's rstd
+  // (T,1) F32; always kept, because no recomputation gives it without an all-reduce.
+  PerSublayer<Matrix> output, output_rstd;
 
-  std::array<Matrix*, 15> all() {
+  std::array<Matrix*, 19> all() {
     using enum InputGroup;
     return {&q,
             &k,
@@ -47,15 +52,19 @@ struct BlockActivations {
             &u[QKV],
             &u[O],
             &u[GateUp],
-            &u[Down]};
+            &u[Down],
+            &output[Sublayer::Attention],
+            &output[Sublayer::Mlp],
+            &output_rstd[Sublayer::Attention],
+            &output_rstd[Sublayer::Mlp]};
   }
 };
 
 // Memory that layers use in turn.
 struct BlockScratch {
   Matrix norm;            // (T,H) normalised input
-  Matrix delta;           // (T,H) forward: a sublayer's output; backward: the gradient of its
-                          // normalised input. All-reduced here by layers.cpp
+  Matrix delta;           // (T,H) forward: a sublayer's output, or its post-norm; backward: the
+                          // gradient of its normalised input. All-reduced here by layers.cpp
   Matrix mlp, d_mlp;      // (T,F)
   Matrix q_rope, k_rope;  // as q and k, with q/k norms; else empty
   Matrix d_q, d_k, d_v;   // as q, k, v
@@ -73,7 +82,8 @@ struct BlockContext {
   AttentionShape attention;  // the window is the layer's
   Sequences sequences;
   const int32_t* positions;
-  ConstMatrix rope_table;
+  ConstMatrix rope_table;         // of kernels/rope.h
+  ConstMatrix window_rope_table;  // of layers with a window; the same one where a family has one
   BlockScratch scratch;
 };
 
@@ -84,17 +94,21 @@ struct KvCache {
   int64_t used = 0;
 };
 
-// Forms this rank's partial output of a sublayer in c.scratch.delta; the caller all-reduces it, and
-// the next sublayer or add_to_residual() adds it to the residual. Between the two it may run
+// Where sublayer s forms its output: kept with post-norms, else c.scratch.delta.
+Matrix sublayer_output(const BlockContext& c, Sublayer s, const BlockActivations& acts);
+// Forms this rank's partial output of a sublayer in sublayer_output(); the caller all-reduces it,
+// and the next sublayer or add_to_residual() adds it to the residual. Between the two it may run
 // another part of the micro-batch. `before`: what the sublayer before it left to add to x, if
 // anything; the sum is this sublayer's input. `cache` is of the layer, or null.
 void sublayer_forward(const BlockContext& c, const BlockWeights& w, Sublayer s, ConstMatrix x,
                       const ResidualAdd& before, const BlockActivations& acts, KvCache* cache);
-// sum = x + the all-reduced output of sublayer s in c.scratch.delta [+ its bias]. sum may be x.
-ResidualAdd residual_add(const BlockContext& c, const BlockWeights& w, Sublayer s, Matrix sum);
+// sum = x + the all-reduced output of sublayer s [+ its bias], which goes through the post-norm
+// here if there is one. sum may be x.
+ResidualAdd residual_add(const BlockContext& c, const BlockWeights& w, Sublayer s,
+                         const BlockActivations& acts, Matrix sum);
 // residual_add() by itself, after the last sublayer, where no norm follows at once.
-void add_to_residual(const BlockContext& c, const BlockWeights& w, Sublayer s, Matrix sum,
-                     ConstMatrix x);
+void add_to_residual(const BlockContext& c, const BlockWeights& w, Sublayer s,
+                     const BlockActivations& acts, Matrix sum, ConstMatrix x);
 
 // What a layer keeps for its backward pass besides x_in and x_mid; the rest is computed again
 // (activation checkpointing). Keep::Attention drops gate and up, which are more than half of

@@ -43,18 +43,21 @@ void forward_layers(const LayerStack& stack, std::span<LayerPart> parts,
       if (i > 0) {  // what the sublayer before it adds
         leave_region_end(stack.tensor, stream, p.reduce);
         before = residual_add(p.context, weights_of(stack, i - 1), kind_of(i - 1),
-                              residual(stack, i, p));
+                              activations_of(stack, i - 1, p), residual(stack, i, p));
         x = residual(stack, i - 1, p);
       }
-      sublayer_forward(p.context, weights_of(stack, i), kind_of(i), x, before,
-                       activations_of(stack, i, p), caches ? &(*caches)[size_t(i / 2)] : nullptr);
-      p.reduce = leave_region_begin(stack.tensor, stream, p.context.scratch.delta, label.c_str());
+      const BlockActivations acts = activations_of(stack, i, p);
+      sublayer_forward(p.context, weights_of(stack, i), kind_of(i), x, before, acts,
+                       caches ? &(*caches)[size_t(i / 2)] : nullptr);
+      p.reduce = leave_region_begin(stack.tensor, stream,
+                                    sublayer_output(p.context, kind_of(i), acts), label.c_str());
     }
   }
   for (LayerPart& p : parts) {
     leave_region_end(stack.tensor, p.context.linear.stream, p.reduce);
     add_to_residual(p.context, weights_of(stack, end - 1), kind_of(end - 1),
-                    residual(stack, end, p), residual(stack, end - 1, p));
+                    activations_of(stack, end - 1, p), residual(stack, end, p),
+                    residual(stack, end - 1, p));
   }
 }
 

@@ -7,8 +7,10 @@
 #include <cassert>
 #include <cstdlib>
 #include <numeric>
+#include <set>
 
 #include "kernels/elementwise.h"
+#include "kernels/float_types.h"
 #include "kernels/profile.h"
 #include "kernels/transfer.h"
 #include "parallel/tensor_region.h"
@@ -48,14 +50,7 @@ Model::Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, F
   for (auto& offsets : offsets_) offsets = Staged<int32_t>(stream, options.max_tokens + 1);
   kv_offsets_ = Staged<int32_t>(stream, 2);
   row_keys_ = Staged<uint64_t>(stream, options.max_tokens);
-  rope_memory_ = Buffer(stream, size_t(options.max_positions * config.head_dim) * sizeof(float));
-  rope_table_ = matrix(rope_memory_.data(), options.max_positions, config.head_dim, DType::F32);
-  if (!stream.recording()) {
-    std::vector<float> rope(static_cast<size_t>(options.max_positions * config.head_dim));
-    fill_rope_table(matrix(rope.data(), options.max_positions, config.head_dim, DType::F32),
-                    config.rope, config.head_dim);
-    copy_to_device(stream, rope_table_.data, rope.data(), int64_t(rope_memory_.bytes()));
-  }
+  make_rope_tables();
   for (int64_t l = 0; l < config.layers; ++l) {
     for (const char* name : {"attention", "mlp"}) {
       const std::string label = fmt::format("layer.{}.{}", l, name);
@@ -63,6 +58,21 @@ Model::Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, F
     }
   }
   plan();
+}
+
+void Model::make_rope_tables() {
+  const int64_t rows = options_.max_positions, d = config_.head_dim;
+  const int64_t tables = config_.window_rope ? 2 : 1;
+  rope_memory_ = Buffer(stream_, size_t(tables * rows * d) * sizeof(float));
+  const Matrix all = matrix(rope_memory_.data(), tables * rows, d, DType::F32);
+  rope_table_ = all.row_range(0, rows);
+  window_rope_table_ = all.row_range((tables - 1) * rows, rows);
+  if (stream_.recording()) return;
+  std::vector<float> values(size_t(tables * rows * d));
+  const Matrix host = matrix(values.data(), tables * rows, d, DType::F32);
+  fill_rope_table(host.row_range(0, rows), config_.rope, d);
+  if (config_.window_rope) fill_rope_table(host.row_range(rows, rows), *config_.window_rope, d);
+  copy_to_device(stream_, all.data, values.data(), int64_t(rope_memory_.bytes()));
 }
 
 void Model::plan() {
@@ -75,6 +85,7 @@ void Model::plan() {
   d.kv_width = d.kv_heads * config_.head_dim;
   d.features = weights_.features.size();
   d.qk_norm = config_.qk_norm;
+  d.post_norms = config_.post_norms;
   d.backward = gradients_ != nullptr;
   d.type = options_.activation_type;
   d.layers = config_.layers;
@@ -105,8 +116,9 @@ void Model::plan() {
     Arena arena(nothing);
     lay_out(arena);
     const size_t before = stream_.scratch_bytes();
-    prepare_attention(stream_, dims_.type, attention_shape(), full_sequences(),
-                      options_.max_positions);
+    for (const AttentionShape& shape : attention_shapes()) {
+      prepare_attention(stream_, dims_.type, shape, full_sequences(), options_.max_positions);
+    }
     stream_.reserve_for([&] { forward_backward(largest_micro_batch()); });
     budget -= std::min(budget, stream_.scratch_bytes() - before);
   }
@@ -153,6 +165,15 @@ AttentionShape Model::attention_shape() const {
   return shape;
 }
 
+// One of each window that layers have.
+std::vector<AttentionShape> Model::attention_shapes() const {
+  std::set<int64_t> windows;
+  for (const BlockWeights& b : weights_.blocks) windows.insert(b.window);
+  std::vector<AttentionShape> shapes;
+  for (const int64_t window : windows) shapes.emplace_back(attention_shape()).window = window;
+  return shapes;
+}
+
 // Full sequences that attention sees at once. Two halves in flight see half of them.
 int64_t Model::full_sequences() const {
   const int64_t sequences = options_.max_tokens / options_.max_positions;
@@ -160,8 +181,15 @@ int64_t Model::full_sequences() const {
 }
 
 std::string Model::attention_choice() const {
-  return lorashard::attention_choice(stream_, dims_.type, attention_shape(), full_sequences(),
-                                     options_.max_positions);
+  std::string choice;
+  for (const AttentionShape& shape : attention_shapes()) {
+    const std::string one = lorashard::attention_choice(stream_, dims_.type, shape,
+                                                        full_sequences(), options_.max_positions);
+    if (choice == one) continue;
+    if (!choice.empty()) choice += "; with a window of " + std::to_string(shape.window) + ": ";
+    choice += one;
+  }
+  return choice;
 }
 
 LayerPart Model::part(int64_t first_row, int64_t tokens, const Sequences& sequences,
@@ -176,6 +204,7 @@ LayerPart Model::part(int64_t first_row, int64_t tokens, const Sequences& sequen
                  .sequences = sequences,
                  .positions = positions + first_row,
                  .rope_table = rope_table_,
+                 .window_rope_table = window_rope_table_,
                  .scratch = rows_of(activations_.scratch, first_row, tokens)};
   if (dropout.row_keys) c.linear.dropout.row_keys += first_row;
   return {first_row, tokens, c, 0};
@@ -206,8 +235,11 @@ std::vector<LayerPart> Model::stage_parts(const MicroBatch& batch, bool training
 void Model::embed(const int32_t* ids, int64_t tokens) {
   const ProfileSpan span("layer", "embedding");
   const Matrix x = activations_.residual[0].row_range(0, tokens);
-  frozen_rows(stream_, x, ids, weights_.embedding, weights_.vocabulary.begin,
-              config_.embedding_scale);
+  // transformers rounds the factor to the type that the model runs in.
+  const float scale = options_.activation_type == DType::BF16
+                          ? bf16_to_float(float_to_bf16(config_.embedding_scale))
+                          : config_.embedding_scale;
+  frozen_rows(stream_, x, ids, weights_.embedding, weights_.vocabulary.begin, scale);
   leave_region(tensor_, stream_, x, "embedding");
 }
 

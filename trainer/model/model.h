@@ -74,8 +74,10 @@ class Model {
   size_t layer_bytes() const { return layer_bytes_; }
 
  private:
+  void make_rope_tables();
   void plan();
-  AttentionShape attention_shape() const;
+  AttentionShape attention_shape() const;  // without a window
+  std::vector<AttentionShape> attention_shapes() const;
   LayerPart part(int64_t first_row, int64_t tokens, const Sequences& sequences,
                  const int32_t* positions, const DropoutState& dropout) const;
   std::vector<LayerPart> stage_parts(const MicroBatch& batch, bool training);
@@ -95,7 +97,7 @@ class Model {
   Buffer memory_, rope_memory_;
   size_t layer_bytes_ = 0;
   Activations activations_;
-  Matrix rope_table_;
+  Matrix rope_table_, window_rope_table_;  // one and the same where the config has one rope
   std::vector<SublayerLabels> labels_;
   LossHead loss_;
   Staged<int32_t> ids_, positions_, offsets_[2], kv_offsets_;
