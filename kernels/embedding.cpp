@@ -1,5 +1,7 @@
 #include "kernels/embedding.h"
 
+#include <vector>
+
 #include "kernels/cpu/table.h"
 #include "kernels/cuda/dispatch.h"
 #include "kernels/parallel_for.h"
@@ -25,6 +27,26 @@ void embedding_forward(Stream& stream, Matrix y, const int32_t* ids, ConstMatrix
                      std::fill_n(y.at(t, 0), y.cols * size_of(y.dtype), 0);
                  }
                });
+}
+
+void embedding_backward(Stream& stream, Matrix d_table, const int32_t* ids, ConstMatrix dy,
+                        int64_t first_row, float factor) {
+  const ConstMatrix rows{nullptr, dy.rows, d_table.cols, d_table.cols, d_table.dtype};
+  if (stream.record("embedding_backward", {traffic(dy, rows, rows)})) return;
+  LORASHARD_RETURN_ON_CUDA(stream, embedding_backward(stream, d_table, ids, dy, first_row, factor));
+  const ProfileSpan span("kernel", "embedding_backward");
+  const CpuKernels& cpu = cpu_kernels();
+  // Threads share out the columns, for any of them may find a token of any row.
+  parallel_for(
+      stream, dy.cols, 16384 / std::max<int64_t>(dy.rows, 1) + 16, [&](int64_t begin, int64_t end) {
+        std::vector<float> x(size_t(end - begin));
+        for (int64_t t = 0; t < dy.rows; ++t) {
+          const int64_t row = ids[t] - first_row;
+          if (row < 0 || row >= d_table.rows) continue;
+          cpu.convert(x.data(), DType::F32, dy.at(t, begin), dy.dtype, end - begin);
+          cpu.scale_add(d_table.at(row, begin), DType::F32, x.data(), factor, 1, end - begin);
+        }
+      });
 }
 
 }  // namespace lorashard

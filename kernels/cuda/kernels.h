@@ -76,8 +76,12 @@ void gated_activation_backward(Stream& stream, Matrix d_gate, Matrix d_up, Const
                                ConstMatrix gate, ConstMatrix up, Activation f);
 void embedding_forward(Stream& stream, Matrix y, const int32_t* ids, ConstMatrix table,
                        int64_t first_row, float factor);
+void embedding_backward(Stream& stream, Matrix d_table, const int32_t* ids, ConstMatrix dy,
+                        int64_t first_row, float factor);
 void gather_rows(Stream& stream, Matrix y, ConstMatrix x, const int32_t* rows);
 void scatter_rows(Stream& stream, Matrix y, ConstMatrix x, const int32_t* rows);
+void put_columns(Stream& stream, Matrix y, ConstMatrix x, const int32_t* cols, int64_t first_col);
+void take_columns(Stream& stream, Matrix x, Matrix y, const int32_t* cols, int64_t first_col);
 void dropout(Stream& stream, Matrix y, ConstMatrix x, uint64_t seed, uint32_t site,
              const uint64_t* row_keys, int64_t first_col, float p, bool accumulate);
 

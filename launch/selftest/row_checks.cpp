@@ -107,6 +107,39 @@ Parts embedded(Stream& s, DType type) {
   return parts;
 }
 
+Parts embedding_added(Stream& s, DType type) {
+  Parts parts;
+  constexpr int64_t kFirst = 4, kVocabulary = 11;
+  for (const auto& [r, c, pad] : kShapes) {
+    Operand table(s, kVocabulary, c, DType::F32, 1, pad), dy(s, 6, c, type, 2);
+    Numbers<int32_t> ids(s, {4, 0, 9, 14, 9, 15});  // of them 0 and 15 are other ranks'
+    embedding_backward(s, table, ids.device(), dy, kFirst, 0.5f);
+    parts.push_back(table.against([&](int64_t i, int64_t j) {
+      double sum = table(i, j);
+      for (int64_t t = 0; t < 6; ++t) sum += ids[t] == kFirst + i ? 0.5 * dy(t, j) : 0;
+      return sum;
+    }));
+  }
+  return parts;
+}
+
+// Columns that come back as they were put, and leave zeros.
+Parts columns_moved(Stream& s) {
+  Parts parts;
+  for (const auto& [r, c, pad] : kShapes) {
+    Operand y(s, r, c, DType::F32, 1, pad), x(s, r, 2, DType::F32, 2, pad),
+        taken(s, r, 2, DType::F32, 3);
+    Numbers<int32_t> cols(s, {int32_t(4 + c - 1), 3});  // the second is another rank's
+    put_columns(s, y, x, cols.device(), 4);
+    parts.push_back(
+        y.against([&](int64_t i, int64_t j) { return j == c - 1 ? x(i, 0) : y(i, j); }));
+    take_columns(s, taken, y, cols.device(), 4);
+    parts.push_back(taken.against([&](int64_t i, int64_t j) { return j == 0 ? x(i, 0) : 0; }));
+    parts.push_back(y.against([&](int64_t i, int64_t j) { return j == c - 1 ? 0 : y(i, j); }));
+  }
+  return parts;
+}
+
 Parts dropped(Stream& s, DType type) {
   Parts parts;
   constexpr uint64_t kSeed = 7;
@@ -190,21 +223,25 @@ Parts from_int8(Stream& s, DType type) {
 }  // namespace
 
 void add_row_checks(std::vector<KernelCheck>& checks) {
-  const std::pair<const char*, Parts (*)(Stream&, DType)> kAll[] = {{"convert", converted},
-                                                                    {"fill_zero", zeroed},
-                                                                    {"add", added},
-                                                                    {"add_bias", biased},
-                                                                    {"scale", scaled},
-                                                                    {"gather_rows", gathered},
-                                                                    {"scatter_rows", scattered},
-                                                                    {"embedding_forward", embedded},
-                                                                    {"dropout", dropped},
-                                                                    {"dequantize_nf4", from_nf4},
-                                                                    {"dequantize_int8", from_int8}};
+  const std::pair<const char*, Parts (*)(Stream&, DType)> kAll[] = {
+      {"convert", converted},
+      {"fill_zero", zeroed},
+      {"add", added},
+      {"add_bias", biased},
+      {"scale", scaled},
+      {"gather_rows", gathered},
+      {"scatter_rows", scattered},
+      {"embedding_forward", embedded},
+      {"embedding_backward", embedding_added},
+      {"dropout", dropped},
+      {"dequantize_nf4", from_nf4},
+      {"dequantize_int8", from_int8}};
   for (const auto& [name, run] : kAll)
     for (DType type : {DType::F32, DType::BF16})
       checks.push_back(
           {name, type, rounded_once(type), [run = run, type](Stream& s) { return run(s, type); }});
+  checks.push_back({"put_columns, take_columns", DType::F32, rounded_once(DType::F32),
+                    [](Stream& s) { return columns_moved(s); }});
 }
 
 }  // namespace lorashard::selftest

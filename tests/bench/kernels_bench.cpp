@@ -174,6 +174,26 @@ void Embedding(benchmark::State& state) {
   report(state, double(size_of(Table) + size_of(Y)) * 1024 * 576, copy_rate(),
          [&] { embedding_forward(stream(), y, ids.data(), table, 0, 1.0f); });
 }
+// Tokens of which half occur more than once.
+template <DType Y>
+void EmbeddingBackward(benchmark::State& state) {
+  const int64_t vocab = 49152;
+  const Data table(vocab, 576, DType::F32), dy(1024, 576, Y);
+  std::vector<int32_t> ids(1024);
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = int32_t((i % 512) * 7919 % size_t(vocab));
+  report(state, double(8 + size_of(Y)) * 1024 * 576, copy_rate(),
+         [&] { embedding_backward(stream(), table, ids.data(), dy, 0, 1.0f); });
+}
+// Of logits, where a few tokens have rows of their own.
+void PutAndTakeColumns(benchmark::State& state) {
+  const Data y(256, 49152, DType::F32), x(256, 64, DType::F32);
+  std::vector<int32_t> cols(64);
+  for (size_t k = 0; k < cols.size(); ++k) cols[k] = int32_t(k * 700);
+  report(state, 6.0 * 4 * 256 * 64, copy_rate(), [&] {
+    put_columns(stream(), y, x, cols.data(), 0);
+    take_columns(stream(), x, y, cols.data(), 0);
+  });
+}
 // Every second row, as where only completions have labels.
 template <DType T>
 void GatherRows(benchmark::State& state) {
@@ -291,6 +311,9 @@ BENCHMARK(Scale<DType::BF16>);
 BENCHMARK(Embedding<DType::BF16, DType::F32>);
 BENCHMARK(Embedding<DType::F32, DType::F32>);
 BENCHMARK(Embedding<DType::BF16, DType::BF16>);
+BENCHMARK(EmbeddingBackward<DType::F32>);
+BENCHMARK(EmbeddingBackward<DType::BF16>);
+BENCHMARK(PutAndTakeColumns);
 BENCHMARK(GatherRows<DType::F32>);
 BENCHMARK(GatherRows<DType::BF16>);
 BENCHMARK(ScatterRows<DType::F32>);

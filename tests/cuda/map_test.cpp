@@ -174,6 +174,22 @@ TEST_P(MapKernels, Embedding) {
       }
 }
 
+TEST_P(MapKernels, EmbeddingBackward) {
+  for (const Shape& s : shapes())
+    for (DType type : {F, B}) {
+      SCOPED_TRACE(describe(s));
+      const HostMatrix dy = random_matrix(s, type, 1);
+      std::vector<int32_t> ids;
+      for (int64_t t = 0; t < s.rows; ++t) ids.push_back(int32_t(t * 37 % 60 + 80));
+      HostMatrix want = HostMatrix(50, s.cols, F, s.pad).randomize(2);
+      DeviceMatrix table(device(), want, s.shift), d_dy(device(), dy, s.shift);
+      DeviceArray<int32_t> d_ids(device(), ids);
+      embedding_backward(cpu, want, ids.data(), dy, 100, -0.3f);
+      embedding_backward(device(), table, d_ids.data(), d_dy, 100, -0.3f);
+      expect_matches(table.host(), want, 1e-6, 1e-6);  // the CPU may round the products
+    }
+}
+
 TEST_P(MapKernels, GatherAndScatterRows) {
   for (const Shape& s : shapes())
     for (DType type : {F, B}) {
@@ -194,6 +210,25 @@ TEST_P(MapKernels, GatherAndScatterRows) {
       scatter_rows(device(), d_back, d_picked, d_rows.data());
       EXPECT_EQ(d_back.host(), back);
     }
+}
+
+TEST_P(MapKernels, PutAndTakeColumns) {
+  for (const Shape& s : shapes()) {
+    if (s.cols < 2) continue;  // columns are distinct
+    SCOPED_TRACE(describe(s));
+    const std::vector<int32_t> cols = {int32_t(103 + s.cols), 103, 99, int32_t(102 + s.cols)};
+    HostMatrix y = random_matrix(s, F, 1), x(s.rows, 4, F, 1);
+    x.randomize(2);
+    DeviceMatrix dy(device(), y, s.shift), dx(device(), x, s.shift);
+    DeviceArray<int32_t> d_cols(device(), cols);
+    put_columns(cpu, y, x, cols.data(), 103);
+    put_columns(device(), dy, dx, d_cols.data(), 103);
+    EXPECT_EQ(dy.host(), y);
+    take_columns(cpu, x, y, cols.data(), 103);
+    take_columns(device(), dx, dy, d_cols.data(), 103);
+    EXPECT_EQ(dx.host(), x);
+    EXPECT_EQ(dy.host(), y);
+  }
 }
 
 TEST_P(MapKernels, RowsOfEverySize) {

@@ -9,6 +9,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/rope.h"
+#include "kernels/rows.h"
 #include "tests/kernels/rows.h"
 
 namespace lorashard {
@@ -193,6 +194,49 @@ TEST_P(Rows, Embedding) {
         0, eps);
     EXPECT_TRUE(y.gaps_untouched());
   }
+}
+
+TEST_P(Rows, EmbeddingBackward) {
+  const HostMatrix dy = random(1);
+  std::vector<int32_t> ids;  // rows that come once, often, and of other ranks
+  for (int64_t t = 0; t < rows; ++t) ids.push_back(int32_t(t * 37 % 60 + 80));
+  HostMatrix table(50, cols, F, 3);
+  table.randomize(2);
+  const HostMatrix before = table;
+  embedding_backward(stream, table, ids.data(), dy, 100, -0.5f);
+  expect_near(
+      table,
+      [&](int64_t i, int64_t j) {
+        double sum = before(i, j);
+        for (int64_t t = 0; t < rows; ++t) sum -= ids[size_t(t)] == i + 100 ? 0.5 * dy(t, j) : 0.0;
+        return sum;
+      },
+      1e-6, 1e-6);
+  EXPECT_TRUE(table.gaps_untouched());
+  HostMatrix again = before;
+  Stream one(1);
+  embedding_backward(one, again, ids.data(), dy, 100, -0.5f);
+  EXPECT_EQ(again, table);
+}
+
+TEST_P(Rows, PutAndTakeColumns) {
+  if (type != F || cols < 2) return;
+  const HostMatrix before = random(1), x = HostMatrix(rows, 3, F, 2).randomize(2);
+  const std::vector<int32_t> which = {int32_t(9 + cols), 10, 9};  // the last is another rank's
+  HostMatrix y = before;
+  put_columns(stream, y, x, which.data(), 10);
+  const auto put = [&](int64_t t, int64_t j) {
+    return j == cols - 1 ? x(t, 0) : j == 0 ? x(t, 1) : before(t, j);
+  };
+  expect_near(y, put, 0, 0);
+  HostMatrix taken(rows, 3, F, 2);
+  taken.fill(NAN);
+  take_columns(stream, taken, y, which.data(), 10);
+  expect_near(
+      taken, [&](int64_t t, int64_t k) { return k < 2 ? x(t, k) : 0; }, 0, 0);
+  expect_near(
+      y, [&](int64_t t, int64_t j) { return j == cols - 1 || j == 0 ? 0 : before(t, j); }, 0, 0);
+  EXPECT_TRUE(y.gaps_untouched() && taken.gaps_untouched());
 }
 
 // ---- dropout
