@@ -89,6 +89,25 @@ void check_module_list(Checker& c, const std::string& setting,
   }
 }
 
+// Direct preference optimization compares pairs, and nothing else does.
+void check_objective(Checker& c, const RunConfig& run) {
+  const bool pairs = is_preference(run.data().format());
+  const bool dpo = run.train().objective() == RunConfig::Train::DPO;
+  const std::string& format = RunConfig::Data::Format_Name(run.data().format());
+  if (dpo && !pairs)
+    c.problem("train.objective", "is DPO and data.format " + format +
+                                     ", expected data.format PREFERENCE or PREFERENCE_TOKENS");
+  if (pairs && !dpo) c.problem("data.format", "is " + format + ", expected train.objective DPO");
+  if (dpo && run.train().method() == RunConfig::Train::FULL)
+    c.problem("train.objective",
+              "is DPO with train.method FULL, which this version does not support: the reference "
+              "is the base, and that needs train.method LORA");
+  c.real("dpo.beta", run.dpo().beta(), run.dpo().beta() > 0, "a finite number above 0");
+  if (!dpo && run.dpo().beta() != RunConfig::Dpo().beta())
+    c.problem("dpo.beta",
+              "is " + pb::SimpleDtoa(run.dpo().beta()) + ", expected train.objective DPO with it");
+}
+
 void check(const Config& config, ConfigUse use) {
   const RunConfig& run = config.run;
   Checker c(config);
@@ -108,7 +127,8 @@ void check(const Config& config, ConfigUse use) {
   c.unsupported("parallel.sequence", run.parallel().sequence(), "true");
   c.unsupported("parallel.reproducible", run.parallel().reproducible(), "true");
 
-  c.integer("data.seq_len", run.data().seq_len(), 2, 1 << 20);
+  const bool pairs = is_preference(run.data().format());
+  c.integer("data.seq_len", run.data().seq_len(), 2, pairs ? 1 << 19 : 1 << 20);
 
   const auto& lora = run.lora();
   const char* positive = "a finite number above 0";
@@ -132,10 +152,33 @@ void check(const Config& config, ConfigUse use) {
   c.real("optimizer.beta2", opt.beta2(), opt.beta2() >= 0 && opt.beta2() < 1, decay);
   c.real("optimizer.epsilon", opt.epsilon(), opt.epsilon() > 0, positive);
   c.real("optimizer.max_grad_norm", opt.max_grad_norm(), opt.max_grad_norm() >= 0, not_negative);
-  c.integer("schedule.warmup_steps", run.schedule().warmup_steps(), 0);
+  const auto& schedule = run.schedule();
+  c.integer("schedule.warmup_steps", schedule.warmup_steps(), 0);
+  c.real("schedule.warmup_ratio", schedule.warmup_ratio(),
+         schedule.warmup_ratio() >= 0 && schedule.warmup_ratio() <= 1, "0 to 1");
+  if (schedule.warmup_ratio() > 0 && schedule.warmup_steps() > 0)
+    c.problem("schedule.warmup_ratio",
+              "stands beside schedule.warmup_steps, expected one of the two");
+  const double low = schedule.min_learning_rate();
+  c.real("schedule.min_learning_rate", low, low == 0 || (low > 0 && low <= opt.learning_rate()),
+         "0 to optimizer.learning_rate, which is " + pb::SimpleDtoa(opt.learning_rate()));
+  if (low > 0 && schedule.kind() == RunConfig::Schedule::CONSTANT)
+    c.problem("schedule.min_learning_rate",
+              "is " + pb::SimpleDtoa(low) +
+                  ", expected 0 with schedule.kind CONSTANT, which does not fall");
+  c.integer("schedule.cycles", schedule.cycles(), 1);
+  if (schedule.cycles() > 1 && schedule.kind() != RunConfig::Schedule::COSINE)
+    c.problem("schedule.cycles", "is " + std::to_string(schedule.cycles()) +
+                                     ", expected 1 but with schedule.kind COSINE");
 
+  check_objective(c, run);
   const auto& train = run.train();
   c.integer("train.steps", train.steps(), 1);
+  if (train.has_epochs())
+    c.real("train.epochs", train.epochs(), train.epochs() > 0 && train.epochs() <= 1e9,
+           "a number above 0, at most 1e9");
+  if (config.locations.contains("train.epochs") && config.locations.contains("train.steps"))
+    c.problem("train.epochs", "stands beside train.steps, expected one of the two");
   c.integer("train.global_batch_size", train.global_batch_size(), 1, 1 << 30);
   c.integer("train.micro_batch_size", train.micro_batch_size(), 1, 1 << 20);
   if (train.micro_batch_size() >= 1 && train.global_batch_size() >= 1 &&
@@ -144,10 +187,12 @@ void check(const Config& config, ConfigUse use) {
               "is " + std::to_string(train.global_batch_size()) +
                   ", expected a multiple of train.micro_batch_size, which is " +
                   std::to_string(train.micro_batch_size()));
-  if (train.micro_batch_size() > (int64_t{1} << 30) / std::max<int64_t>(1, run.data().seq_len()))
-    c.problem("train.micro_batch_size", "is " + std::to_string(train.micro_batch_size()) +
-                                            ", expected at most 2^30 tokens in micro_batch_size x "
-                                            "data.seq_len");
+  if (train.micro_batch_size() * (pairs ? 2 : 1) >
+      (int64_t{1} << 30) / std::max<int64_t>(1, run.data().seq_len()))
+    c.problem("train.micro_batch_size",
+              "is " + std::to_string(train.micro_batch_size()) +
+                  ", expected at most 2^30 tokens in micro_batch_size x " + (pairs ? "2 x " : "") +
+                  "data.seq_len");
   c.integer("train.eval_every", train.eval_every(), 0);
   c.integer("train.replica_check_every", train.replica_check_every(), 0);
   c.integer("train.log_every", train.log_every(), 1);
@@ -193,6 +238,17 @@ void fill_defaults(pb::Message& message) {
   }
 }
 
+// A run has steps or epochs.
+void fill_run_defaults(RunConfig& run) {
+  const bool epochs = run.train().has_epochs();
+  fill_defaults(run);
+  if (epochs) {
+    run.mutable_train()->clear_steps();
+  } else {
+    run.mutable_train()->clear_epochs();
+  }
+}
+
 }  // namespace
 
 std::string Config::where(const std::string& path) const {
@@ -215,7 +271,7 @@ Config load_config(const std::string& path, const std::vector<std::string>& over
     lora.add_target_modules("q_proj");
     lora.add_target_modules("v_proj");
   }
-  fill_defaults(config.run);
+  fill_run_defaults(config.run);
   check(config, use);
   return config;
 }
@@ -249,12 +305,20 @@ void check_world(const Config& config, int64_t world_size) {
 
 std::string to_textproto(const RunConfig& run) {
   RunConfig resolved = run;
-  fill_defaults(resolved);
+  fill_run_defaults(resolved);
   pb::TextFormat::Printer printer;
   printer.SetUseUtf8StringEscaping(true);
   std::string text;
   printer.PrintToString(resolved, &text);
   return text;
+}
+
+bool is_preference(RunConfig::Data::Format format) {
+  return format == RunConfig::Data::PREFERENCE || format == RunConfig::Data::PREFERENCE_TOKENS;
+}
+
+bool has_token_ids(RunConfig::Data::Format format) {
+  return format == RunConfig::Data::TOKENS || format == RunConfig::Data::PREFERENCE_TOKENS;
 }
 
 bool is_module_regex(const pb::RepeatedPtrField<std::string>& modules) {

@@ -52,6 +52,10 @@ void check_world(const Config& config, int64_t world_size);
 // Every setting with its value, in text format; load_config reads it back to the same settings.
 std::string to_textproto(const RunConfig& run);
 
+// Formats whose lines are pairs, chosen and rejected, and formats that no tokenizer reads.
+bool is_preference(RunConfig::Data::Format format);
+bool has_token_ids(RunConfig::Data::Format format);
+
 // Whether target_modules or exclude_modules is one regular expression (see the schema) and not a
 // list of names.
 bool is_module_regex(const google::protobuf::RepeatedPtrField<std::string>& modules);

@@ -27,10 +27,10 @@ void cross_entropy_stats(Stream& stream, Matrix stats, ConstMatrix logits, const
 }
 
 void cross_entropy_gradient(Stream& stream, Matrix logits, const float* lse, const int32_t* labels,
-                            int64_t first, float factor) {
+                            int64_t first, float factor, const float* row_factors) {
   if (stream.record("cross_entropy_gradient", {traffic(logits, logits)})) return;
-  LORASHARD_RETURN_ON_CUDA(stream,
-                           cross_entropy_gradient(stream, logits, lse, labels, first, factor));
+  LORASHARD_RETURN_ON_CUDA(
+      stream, cross_entropy_gradient(stream, logits, lse, labels, first, factor, row_factors));
   const ProfileSpan span("kernel", "cross_entropy_gradient");
   const CpuKernels& cpu = cpu_kernels();
   parallel_for(stream, logits.rows, 4096 / std::max<int64_t>(logits.cols, 1) + 1,
@@ -40,14 +40,15 @@ void cross_entropy_gradient(Stream& stream, Matrix logits, const float* lse, con
                    // the probability does not round twice.
                    const int64_t c = labels[r] - first;
                    const bool here = c >= 0 && c < logits.cols;
+                   const float f = row_factors ? factor * row_factors[r] : factor;
                    float p = 0;
                    if (here) {
                      float logit = load_scalar(logits.at(r, 0), logits.dtype, c);
                      cpu.softmax_gradient(&logit, DType::F32, 1, lse[r], 1);
                      p = logit;
                    }
-                   cpu.softmax_gradient(logits.at(r, 0), logits.dtype, logits.cols, lse[r], factor);
-                   if (here) store_scalar(logits.at(r, 0), logits.dtype, c, factor * (p - 1));
+                   cpu.softmax_gradient(logits.at(r, 0), logits.dtype, logits.cols, lse[r], f);
+                   if (here) store_scalar(logits.at(r, 0), logits.dtype, c, f * (p - 1));
                  }
                });
 }

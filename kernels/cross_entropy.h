@@ -13,13 +13,15 @@ void cross_entropy_stats(Stream& stream, Matrix stats, ConstMatrix logits, const
                          int64_t first);
 
 // logits(R,V) = factor * (exp(logit - lse[r]) - [column is the label]): the gradient overwrites the
-// logits. lse: R values F32, log-sum-exp over the whole vocabulary.
+// logits. lse: R values F32, log-sum-exp over the whole vocabulary. row_factors, unless null: R
+// further factors, one a row.
 void cross_entropy_gradient(Stream& stream, Matrix logits, const float* lse, const int32_t* labels,
-                            int64_t first, float factor);
+                            int64_t first, float factor, const float* row_factors = nullptr);
 
-// Joins the ranks' statistics (ranks*R, 3), rank after rank: lse gets R values, and *loss grows by
-// the sum over the rows of lse - label's logit, formed in double in row order. All pointers
-// are to memory of the stream's device.
-void cross_entropy_combine(Stream& stream, float* lse, double* loss, ConstMatrix stats, int ranks);
+// Joins the ranks' statistics (ranks*R, 3), rank after rank: lse gets R values. A row's loss is lse
+// - label's logit, formed in double: row_losses(R), unless null, gets it, and *loss, unless null,
+// grows by the sum in row order. All pointers are to memory of the stream's device.
+void cross_entropy_combine(Stream& stream, float* lse, double* loss, ConstMatrix stats, int ranks,
+                           double* row_losses = nullptr);
 
 }  // namespace lorashard

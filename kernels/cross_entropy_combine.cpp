@@ -8,9 +8,10 @@
 namespace lorashard {
 
 void cross_entropy_combine([[maybe_unused]] Stream& stream, float* lse, double* loss,
-                           ConstMatrix stats, int ranks) {
+                           ConstMatrix stats, int ranks, double* row_losses) {
   if (stream.record("cross_entropy_combine", {traffic(stats)})) return;
-  LORASHARD_RETURN_ON_CUDA(stream, cross_entropy_combine(stream, lse, loss, stats, ranks));
+  LORASHARD_RETURN_ON_CUDA(stream,
+                           cross_entropy_combine(stream, lse, loss, stats, ranks, row_losses));
   const ProfileSpan span("kernel", "cross_entropy_combine");
   const auto* s = static_cast<const float*>(stats.data);
   const int64_t rows = stats.rows / ranks;
@@ -27,8 +28,9 @@ void cross_entropy_combine([[maybe_unused]] Stream& stream, float* lse, double* 
     const double row_lse = maximum + std::log(sum);
     lse[r] = float(row_lse);
     rows_loss += row_lse - label;
+    if (row_losses) row_losses[r] = row_lse - label;
   }
-  *loss += rows_loss;
+  if (loss) *loss += rows_loss;
 }
 
 }  // namespace lorashard

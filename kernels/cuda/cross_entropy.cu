@@ -74,13 +74,14 @@ struct Gradient {
   const int32_t* labels;
   int64_t first;
   float factor;
+  const float* row_factors;
   template <int V>
   __device__ void run(int64_t row, int64_t col) const {
     Floats<V> x = logits.template at<V>(row, col);
-    const float from = lse[row];
+    const float from = lse[row], f = row_factors ? factor * row_factors[row] : factor;
     const int64_t label = labels[row] - first - col;
 #pragma unroll
-    for (int i = 0; i < V; ++i) x[i] = factor * (expf(x[i] - from) - (label == i ? 1.0f : 0.0f));
+    for (int i = 0; i < V; ++i) x[i] = f * (expf(x[i] - from) - (label == i ? 1.0f : 0.0f));
     logits.template set<V>(row, col, x);
   }
 };
@@ -90,7 +91,7 @@ constexpr int kCombineThreads = 256;
 // One block: rows are hundreds, and their losses are added in their order.
 __global__ void __launch_bounds__(kCombineThreads)
     cross_entropy_combine_kernel(float* lse, double* loss, const float* stats, int64_t rows,
-                                 int ranks) {
+                                 int ranks, double* row_losses) {
   SHARED_ARRAY(double, losses, kCombineThreads);
   const int t = int(threadIdx.x);
   double total = 0;
@@ -108,6 +109,7 @@ __global__ void __launch_bounds__(kCombineThreads)
       const double row_lse = top + log(sum);
       lse[r] = float(row_lse);
       losses[t] = row_lse - label;
+      if (row_losses) row_losses[r] = losses[t];
     }
     __syncthreads();
     const int count = int(rows - begin < kCombineThreads ? rows - begin : kCombineThreads);
@@ -115,7 +117,7 @@ __global__ void __launch_bounds__(kCombineThreads)
       for (int i = 0; i < count; ++i) total += losses[i];
     __syncthreads();
   }
-  if (t == 0) *loss += total;
+  if (t == 0 && loss) *loss += total;
 }
 
 }  // namespace
@@ -136,19 +138,20 @@ void cross_entropy_stats(Stream& stream, Matrix stats, ConstMatrix logits, const
 }
 
 void cross_entropy_gradient(Stream& stream, Matrix logits, const float* lse, const int32_t* labels,
-                            int64_t first, float factor) {
+                            int64_t first, float factor, const float* row_factors) {
   with_common_type({logits.dtype}, [&]<class T>() {
     using Op = Gradient<T>;
-    map(stream, Op{Output<T>(logits), lse, labels, first, factor}, logits.rows, logits.cols,
-        vectors_fit(Op::kColumns, {logits}));
+    map(stream, Op{Output<T>(logits), lse, labels, first, factor, row_factors}, logits.rows,
+        logits.cols, vectors_fit(Op::kColumns, {logits}));
   });
 }
 
-void cross_entropy_combine(Stream& stream, float* lse, double* loss, ConstMatrix stats, int ranks) {
+void cross_entropy_combine(Stream& stream, float* lse, double* loss, ConstMatrix stats, int ranks,
+                           double* row_losses) {
   if (stats.rows == 0) return;
   LORASHARD_CUDA_CHECK(launch(cross_entropy_combine_kernel, dim3(1), dim3(kCombineThreads), 0,
                               stream_of(stream), lse, loss, static_cast<const float*>(stats.data),
-                              stats.rows / ranks, ranks));
+                              stats.rows / ranks, ranks, row_losses));
 }
 
 }  // namespace lorashard::cuda

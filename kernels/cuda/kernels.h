@@ -10,6 +10,7 @@
 #include "kernels/attention.h"
 #include "kernels/dequantize.h"
 #include "kernels/dropout.h"
+#include "kernels/preference.h"
 #include "kernels/residual.h"
 #include "kernels/stream.h"
 #include "kernels/tensor.h"
@@ -97,8 +98,15 @@ void lora_dropout_dgrad(Stream& stream, Matrix dx, ConstMatrix t, ConstMatrix a,
 void cross_entropy_stats(Stream& stream, Matrix stats, ConstMatrix logits, const int32_t* labels,
                          int64_t first);
 void cross_entropy_gradient(Stream& stream, Matrix logits, const float* lse, const int32_t* labels,
-                            int64_t first, float factor);
-void cross_entropy_combine(Stream& stream, float* lse, double* loss, ConstMatrix stats, int ranks);
+                            int64_t first, float factor, const float* row_factors);
+void cross_entropy_combine(Stream& stream, float* lse, double* loss, ConstMatrix stats, int ranks,
+                           double* row_losses);
+
+// preference.cu
+void sequence_logps(Stream& stream, double* logps, const double* losses, const int32_t* rows,
+                    int64_t sequences);
+void preference_loss(Stream& stream, float* factors, LossTotals* totals, const double* policy,
+                     const double* reference, const int32_t* rows, int64_t pairs, double beta);
 
 // adamw.cu
 void adamw(Stream& stream, float* p, float* m, float* v, const float* g, int64_t n,

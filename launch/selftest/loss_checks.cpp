@@ -4,6 +4,7 @@
 
 #include "kernels/adamw.h"
 #include "kernels/cross_entropy.h"
+#include "kernels/preference.h"
 #include "launch/selftest/kernel_checks.h"
 #include "launch/selftest/operand.h"
 
@@ -66,6 +67,58 @@ Parts losses_joined(Stream& s) {
   for (int64_t i = 0; i < kRows; ++i)
     sum += want(0, i) - stats(i, 2) - stats(kRows + i, 2) - stats(2 * kRows + i, 2);
   return {lse.against(want), {host_copy(s, loss.device(), 1), {sum}}};
+}
+
+// Two pairs, of 1 to 300 rows a sequence.
+const std::vector<int32_t> kPairRows{0, 300, 307, 308, 350};
+const std::vector<double> kReference{-150, -4, -1.5, -20};
+
+std::vector<double> pair_losses() {
+  std::vector<double> losses;
+  for (int32_t r = 0; r < kPairRows.back(); ++r) losses.push_back(0.25 + double(r % 8) / 16);
+  return losses;
+}
+std::vector<double> pair_logps() {
+  const std::vector<double> losses = pair_losses();
+  std::vector<double> logps(4, 0.0);
+  for (size_t s = 0; s < 4; ++s)
+    for (int32_t r = kPairRows[s]; r < kPairRows[s + 1]; ++r) logps[s] -= losses[size_t(r)];
+  return logps;
+}
+
+Parts log_probabilities(Stream& s) {
+  Numbers<double> losses(s, pair_losses()), logps(s, std::vector<double>(4, 1.0));
+  Numbers<int32_t> rows(s, kPairRows);
+  sequence_logps(s, logps.device(), losses.device(), rows.device(), 4);
+  return {{host_copy(s, logps.device(), 4), pair_logps()}};
+}
+
+Parts pairs(Stream& s) {
+  const double beta = 0.2;
+  const std::vector<double> logps = pair_logps();
+  Numbers<double> policy(s, logps), reference(s, kReference),
+      totals(s, std::vector<double>(6, 1.0));
+  Numbers<int32_t> rows(s, kPairRows);
+  Operand factors(s, 1, kPairRows.back(), DType::F32, 1);
+  preference_loss(s, factors.floats(), reinterpret_cast<LossTotals*>(totals.device()),
+                  policy.device(), reference.device(), rows.device(), 2, beta);
+  std::vector<double> want(6, 1.0);
+  double slope[2] = {};
+  for (size_t p = 0; p < 2; ++p) {
+    const double chosen = beta * (logps[2 * p] - kReference[2 * p]);
+    const double rejected = beta * (logps[2 * p + 1] - kReference[2 * p + 1]);
+    slope[p] = beta / (1 + std::exp(chosen - rejected));
+    want[0] += std::log(1 + std::exp(rejected - chosen));
+    want[1] += chosen;
+    want[2] += rejected;
+    want[3] += chosen > rejected;
+    want[4] += logps[2 * p];
+    want[5] += logps[2 * p + 1];
+  }
+  return {{host_copy(s, totals.device(), 6), want}, factors.against([&](int64_t, int64_t r) {
+            const double f = slope[r < kPairRows[2] ? 0 : 1];
+            return r < kPairRows[1] || (r >= kPairRows[2] && r < kPairRows[3]) ? f : -f;
+          })};
 }
 
 Parts optimizer_step(Stream& s) {
@@ -131,6 +184,8 @@ void add_loss_checks(std::vector<KernelCheck>& checks) {
                       [type](Stream& s) { return loss_gradient(s, type); }});
   }
   checks.push_back({"cross_entropy_combine", DType::F32, 2e-6, losses_joined});
+  checks.push_back({"sequence_logps", DType::F32, 1e-12, log_probabilities});
+  checks.push_back({"preference_loss", DType::F32, 1e-6, pairs});
   checks.push_back({"adamw", DType::F32, 5e-6, optimizer_step});
   checks.push_back({"sum_of_squares", DType::F32, 1e-12, squares});
   checks.push_back({"split_double", DType::F32, 0, split});

@@ -9,6 +9,7 @@
 #include "kernels/dropout.h"
 #include "kernels/embedding.h"
 #include "kernels/layer_norm.h"
+#include "kernels/preference.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
 #include "kernels/rows.h"
@@ -115,6 +116,20 @@ void CrossEntropyCombine(benchmark::State& state) {
   report(state, 4.0 * double(ranks * rows * 3 + rows), copy_rate(),
          [&] { cross_entropy_combine(stream(), lse.floats(), &loss, stats, int(ranks)); });
   benchmark::DoNotOptimize(loss);
+}
+// Four pairs of 2048 rows a sequence.
+void PreferenceLoss(benchmark::State& state) {
+  const std::vector<int32_t> rows{0, 2048, 4096, 6144, 8192, 10240, 12288, 14336, 16384};
+  const std::vector<double> losses(16384, 1.0), reference(8, -2048.0);
+  std::vector<double> logps(8);
+  std::vector<float> factors(16384);
+  LossTotals totals;
+  report(state, 16384.0 * 12, copy_rate(), [&] {
+    sequence_logps(stream(), logps.data(), losses.data(), rows.data(), 8);
+    preference_loss(stream(), factors.data(), &totals, logps.data(), reference.data(), rows.data(),
+                    4, 0.1);
+  });
+  benchmark::DoNotOptimize(totals.loss);
 }
 template <DType From, DType To>
 void Convert(benchmark::State& state) {
@@ -294,6 +309,7 @@ BENCHMARK(AddResidual<DType::BF16>);
 BENCHMARK(CrossEntropy<DType::F32>)->Arg(49152)->Arg(262144);
 BENCHMARK(CrossEntropy<DType::BF16>)->Arg(49152);
 BENCHMARK(CrossEntropyCombine);
+BENCHMARK(PreferenceLoss);
 BENCHMARK(Convert<DType::BF16, DType::F32>);
 BENCHMARK(Convert<DType::F16, DType::F32>);
 BENCHMARK(Convert<DType::F32, DType::BF16>);

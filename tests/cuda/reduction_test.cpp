@@ -1,6 +1,7 @@
 // Device kernels that reduce over rows or whole buffers, against their CPU references.
 #include "kernels/adamw.h"
 #include "kernels/cross_entropy.h"
+#include "kernels/preference.h"
 #include "tests/cuda/device.h"
 
 namespace lorashard {
@@ -37,8 +38,14 @@ TEST_P(ReductionKernels, CrossEntropy) {
         lse.push_back(float(want_stats(r, 0) + std::log(want_stats(r, 1) + 1)));
       }
       DeviceArray<float> d_lse(device(), lse);
-      cross_entropy_gradient(cpu, logits, lse.data(), labels.data(), first, 0.25f);
-      cross_entropy_gradient(device(), d_logits, d_lse.data(), d_labels.data(), first, 0.25f);
+      std::vector<float> factors;
+      for (int64_t r = 0; r < s.rows; ++r) factors.push_back(r % 2 == 0 ? 0.5f : -0.75f);
+      DeviceArray<float> d_factors(device(), factors);
+      const bool own = s.shift == 0;  // a factor of each row's own
+      cross_entropy_gradient(cpu, logits, lse.data(), labels.data(), first, 0.25f,
+                             own ? factors.data() : nullptr);
+      cross_entropy_gradient(device(), d_logits, d_lse.data(), d_labels.data(), first, 0.25f,
+                             own ? d_factors.data() : nullptr);
       // The exponent carries a rounding of its own size, at most 30.
       expect_matches(d_logits.host(), logits, 2e-7, neighbour(type) + 4e-6);
     }
@@ -76,13 +83,54 @@ TEST_P(ReductionKernels, CrossEntropyCombine) {
       DeviceMatrix d_stats(device(), stats);
       DeviceArray<float> d_lse(device(), std::vector<float>(lse.size(), NAN));
       DeviceArray<double> d_loss(device(), {loss});
-      cross_entropy_combine(cpu, lse.data(), &loss, stats, ranks);
-      cross_entropy_combine(device(), d_lse.data(), d_loss.data(), d_stats, ranks);
+      std::vector<double> losses(lse.size());
+      DeviceArray<double> d_losses(device(), losses);
+      cross_entropy_combine(cpu, lse.data(), &loss, stats, ranks, losses.data());
+      cross_entropy_combine(device(), d_lse.data(), d_loss.data(), d_stats, ranks, d_losses.data());
       const std::vector<float> got = d_lse.host();
       // In double, in the same order: only exp and log may differ by an ulp.
       for (size_t r = 0; r < lse.size(); ++r) ASSERT_NEAR(got[r], lse[r], 1e-6 * std::abs(lse[r]));
       ASSERT_NEAR(d_loss.host()[0], loss, 1e-13 * double(rows) * std::abs(loss));
+      const std::vector<double> got_losses = d_losses.host();
+      for (size_t r = 0; r < losses.size(); ++r)
+        ASSERT_NEAR(got_losses[r], losses[r], 1e-12 * (1 + std::abs(losses[r])));
     }
+}
+
+// ---- direct preference optimization
+
+TEST_P(ReductionKernels, Preference) {
+  constexpr int64_t kPairs = 5;
+  std::vector<int32_t> rows{0};
+  for (int64_t s = 0; s < 2 * kPairs; ++s)
+    rows.push_back(rows.back() + int32_t(1 + s * s * 7 % 700));
+  const auto count = size_t(rows.back());
+  std::vector<double> losses(count), reference(2 * kPairs), policy(2 * kPairs);
+  for (size_t r = 0; r < count; ++r) losses[r] = 0.25 + double(r * 37 % 101) / 64;
+  std::vector<float> factors(count, NAN);
+  sequence_logps(cpu, policy.data(), losses.data(), rows.data(), 2 * kPairs);
+  for (size_t s = 0; s < policy.size(); ++s) reference[s] = policy[s] + double(s * 5 % 7) - 3;
+  LossTotals totals{.loss = 1.25, .pairs = {}};
+  DeviceArray<int32_t> d_rows(device(), rows);
+  DeviceArray<double> d_losses(device(), losses), d_reference(device(), reference),
+      d_policy(device(), std::vector<double>(policy.size(), NAN)),
+      d_totals(device(), {1.25, 0, 0, 0, 0, 0});
+  DeviceArray<float> d_factors(device(), factors);
+  sequence_logps(device(), d_policy.data(), d_losses.data(), d_rows.data(), 2 * kPairs);
+  const std::vector<double> got = d_policy.host();
+  for (size_t s = 0; s < got.size(); ++s) ASSERT_NEAR(got[s], policy[s], -1e-13 * policy[s]);
+  // From the same log-probabilities: of two sums in other orders the differences would tell.
+  DeviceArray<double> same(device(), policy);
+  preference_loss(cpu, factors.data(), &totals, policy.data(), reference.data(), rows.data(),
+                  kPairs, 0.3);
+  preference_loss(device(), d_factors.data(), reinterpret_cast<LossTotals*>(d_totals.data()),
+                  same.data(), d_reference.data(), d_rows.data(), kPairs, 0.3);
+  const std::vector<double> sums = d_totals.host();
+  const double* want = &totals.loss;
+  for (size_t i = 0; i < sums.size(); ++i)
+    EXPECT_NEAR(sums[i], want[i], 1e-12 * (1 + std::abs(want[i])));
+  const std::vector<float> got_factors = d_factors.host();
+  for (size_t r = 0; r < count; ++r) ASSERT_NEAR(got_factors[r], factors[r], 1e-7) << r;
 }
 
 // ---- adamw

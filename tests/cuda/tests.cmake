@@ -29,7 +29,7 @@ function(lorashard_program_on_cuda)
   set(on_cuda ${cuda_properties} ENVIRONMENT LORASHARD_TEST_BACKEND=CUDA)
   gtest_discover_tests(test_trainer TEST_PREFIX cuda.trainer. DISCOVERY_TIMEOUT 60
     TEST_LIST cuda_trainer_tests TEST_FILTER
-    "*Parity.*:*Layouts.GiveTheSame*:Overlap.Follows*:Recompute.*:Bf16.*:Dropout.*:Resume.Equals*:*Cuda*"
+    "*Parity.*:*Layouts.GiveTheSame*:Overlap.Follows*:Recompute.*:Bf16.*:Dropout.*:Resume.Equals*:Epochs.Equal*:Dpo.*:*Cuda*"
     PROPERTIES ${on_cuda})
   gtest_discover_tests(test_launch TEST_PREFIX cuda.launch. DISCOVERY_TIMEOUT 60
     TEST_LIST cuda_launch_tests TEST_FILTER "Backends.*:*MainJob*:*Kill*:SilentPeer.*"

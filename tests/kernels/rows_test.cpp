@@ -336,6 +336,13 @@ TEST_P(Rows, CrossEntropy) {
       // The argument of exp carries a rounding of its own size, at most 20.
       2e-7, eps + 2.5e-6);
   EXPECT_TRUE(logits.gaps_untouched());
+  // A factor of each row's own, on top.
+  HostMatrix scaled = before, alone = before;
+  const std::vector<float> factors(size_t(rows), -0.5f);
+  cross_entropy_gradient(stream, scaled, lse.data(), labels.data(), first, 0.5f, factors.data());
+  cross_entropy_gradient(stream, alone, lse.data(), labels.data(), first, -0.25f);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t j = 0; j < cols; ++j) ASSERT_EQ(scaled(r, j), alone(r, j));
 }
 
 // The whole loss of one row by complex steps, with one rank holding the whole vocabulary.

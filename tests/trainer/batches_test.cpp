@@ -149,7 +149,7 @@ TEST_F(BatchesTest, AnyStepCanBeAskedForAtAnyTime) {
   std::map<int64_t, std::vector<MicroBatch>> run;
   for (int64_t step = 0; step < 20; ++step) run[step] = first.batch(step);
   for (int64_t step : {19, 3, 11, 0, 7}) {
-    for (int64_t m = 0; m < again.micro_batches(); ++m) {
+    for (int64_t m = 0; m < again.micro_batches(step); ++m) {
       const MicroBatch b = again.micro_batch(step, m);
       EXPECT_EQ(b.ids, run[step][m].ids);
       EXPECT_EQ(b.labels, run[step][m].labels);
@@ -165,7 +165,7 @@ TEST_F(BatchesTest, DataParallelRanksShareTheSameBatch) {
     std::pair<std::vector<int32_t>, std::vector<uint64_t>> all;
     for (int64_t rank = 0; rank < dp; ++rank) {
       const BatchStream stream(data, 1, true, 12, micro, rank, dp);
-      EXPECT_EQ(stream.micro_batches(), 12 / (micro * dp));
+      EXPECT_EQ(stream.micro_batches(step), 12 / (micro * dp));
       for (const MicroBatch& b : stream.batch(step)) {
         all.first.insert(all.first.end(), b.ids.begin(), b.ids.end());
         all.second.insert(all.second.end(), b.row_keys.begin(), b.row_keys.end());
@@ -180,6 +180,64 @@ TEST_F(BatchesTest, DataParallelRanksShareTheSameBatch) {
     for (int64_t dp : {1, 2, 3, 6})
       for (int64_t micro : {1, 2}) EXPECT_EQ(step_of(step, dp, micro), expected);
   }
+}
+
+// The last step of an epoch has what is left, at any split: some ranks less, some nothing.
+TEST_F(BatchesTest, StepsEndWithTheEpochWhenAsked) {
+  for (int64_t n : {1, 5, 6, 23}) {
+    const auto data = sequences(n);
+    const int64_t per_epoch = (n + 5) / 6;
+    for (int64_t dp : {1, 2, 3, 6}) {
+      std::set<uint64_t> keys;
+      for (int64_t epoch = 0; epoch < 3; ++epoch) {
+        std::vector<int64_t> seen;
+        for (int64_t step = epoch * per_epoch; step < (epoch + 1) * per_epoch; ++step) {
+          int64_t count = 0;
+          for (int64_t rank = 0; rank < dp; ++rank) {
+            const BatchStream stream(data, 9, true, 6, 1, rank, dp, {}, true);
+            for (const MicroBatch& b : stream.batch(step)) {
+              EXPECT_GT(b.ids.size(), 0u);
+              for (int64_t id : first_ids(b)) seen.push_back(id);
+              count += int64_t(b.offsets.size()) - 1;
+              keys.insert(b.row_keys.begin(), b.row_keys.end());
+            }
+            EXPECT_EQ(stream.sequences(step), std::min<int64_t>(6, n - step % per_epoch * 6));
+            EXPECT_DOUBLE_EQ(
+                stream.epoch_after(step),
+                double(epoch) + std::min(1.0, double(step % per_epoch + 1) * 6 / double(n)));
+          }
+          EXPECT_EQ(count, std::min<int64_t>(6, n - step % per_epoch * 6));
+        }
+        std::vector<int64_t> all(static_cast<size_t>(n));
+        std::iota(all.begin(), all.end(), 0);
+        EXPECT_THAT(seen, ::testing::UnorderedElementsAreArray(all)) << n << " by " << dp;
+      }
+      EXPECT_EQ(int64_t(keys.size()) % 3, 0) << "places are never used twice";
+    }
+  }
+}
+
+// From any place on, also with another batch: the rest of the epoch first.
+TEST_F(BatchesTest, EpochsGoOnFromAnyPlace) {
+  const auto data = sequences(23);
+  EXPECT_EQ(steps_of_epochs(2, 23, 6), 8);
+  EXPECT_EQ(steps_of_epochs(2.5, 23, 6), 10);
+  EXPECT_EQ(steps_of_epochs(0.1, 23, 6), 1);
+  EXPECT_EQ(steps_of_epochs(3, 4, 6), 3);
+  // Five steps of 6, 6, 6, 5, 6; then by 4 from place 29, 6 into the second epoch.
+  const StreamPosition at{5, 29, 0};
+  EXPECT_EQ(steps_of_epochs(2, 23, 4, at), 10);
+  EXPECT_EQ(steps_of_epochs(3, 23, 4, at), 16);
+  EXPECT_EQ(steps_of_epochs(1, 23, 4, at), 4) << "more is visited already";
+  EXPECT_EQ(steps_of_epochs(1, 23, 4, {5, 29, 29}), 11) << "other data begins there";
+  const BatchStream whole(data, 3, true, 6, 6, 0, 1, {}, true),
+      rest(data, 3, true, 4, 4, 0, 1, at, true);
+  std::vector<int64_t> seen, want;
+  for (int64_t step = 5; step < 16; ++step)
+    for (int64_t id : first_ids(rest.micro_batch(step, 0))) seen.push_back(id);
+  for (int64_t step = 5; step < 12; ++step)
+    for (int64_t id : first_ids(whole.micro_batch(step, 0))) want.push_back(id);
+  EXPECT_EQ(seen, want);
 }
 
 TEST_F(BatchesTest, EvaluationCoversTheFileOnceAtAnySplit) {

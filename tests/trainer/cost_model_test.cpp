@@ -142,7 +142,7 @@ void compare(const Scene& scene, Communicator& world) {
     model.forward_backward(batch);
     mine.unmasked += batch.unmasked;
   }
-  const StepSums sum = reduce_step(stream, buffers, world, mine, model.loss_sum());
+  const StepSums sum = reduce_step(stream, buffers, world, mine, model.loss_totals());
   apply_step(stream, factors, buffers, {0.9f, 0.999f, 1e-8f, 0, 1}, 1e-4, 1, sum.unmasked,
              gradient_norm(sum));
   profiler.detach();

@@ -2,9 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <csignal>
 #include <cstdlib>
+#include <fstream>
 #include <sstream>
 
 #include "checkpoint/base_model.h"
@@ -26,29 +28,28 @@ std::vector<nlohmann::json> read_json_lines(const fs::path& path) {
   return lines;
 }
 
-RunResult run_golden(const std::string& name, const fs::path& out, int tensor, int data,
+namespace {
+
+bool sets(const std::vector<std::string>& settings, const std::string& setting) {
+  return std::any_of(settings.begin(), settings.end(),
+                     [&](const std::string& s) { return s.starts_with(setting + "="); });
+}
+
+RunResult run_config(const fs::path& file, const fs::path& out, int tensor, int data,
                      std::vector<std::string> settings, bool resume, int stop_after,
                      bool accept_changes) {
-  const fs::path dir = golden("peft/" + name);
   settings.insert(settings.begin(),
-                  {"model.path=" + (dir / "model").string(), "output.dir=" + out.string(),
-                   "parallel.tensor=" + std::to_string(tensor)});
-  const auto override_path = [&](const std::string& setting, const fs::path& path) {
-    for (const std::string& s : settings) {
-      if (s.starts_with(setting + "=")) return;
-    }
-    settings.push_back(setting + "=" + path.string());
-  };
-  override_path("data.train", dir / "data.jsonl");
-  override_path("data.eval", dir / "eval.jsonl");
-  override_path("lora.init_from", dir / "adapter");
-  override_path("compute.threads", "1");
+                  {"output.dir=" + out.string(), "parallel.tensor=" + std::to_string(tensor)});
+  if (!sets(settings, "compute.threads")) settings.push_back("compute.threads=1");
   // Programs with the CUDA backend run these tests a second time on it.
-  if (const char* backend = std::getenv("LORASHARD_TEST_BACKEND")) {
-    override_path("compute.backend", backend);
+  const char* backend = std::getenv("LORASHARD_TEST_BACKEND");
+  if (backend && !sets(settings, "compute.backend")) {
+    settings.push_back("compute.backend=" + std::string(backend));
   }
+  std::string model;
   run_thread_ranks(tensor * data, [&](Communicator& world) {
-    const Config config = load_config((dir / "config.textproto").string(), settings);
+    const Config config = load_config(file.string(), settings);
+    if (world.rank() == 0) model = config.run.model().path();
     int calls = 0;
     TrainOptions options;
     options.resume = resume;
@@ -59,10 +60,40 @@ RunResult run_golden(const std::string& name, const fs::path& out, int tensor, i
   RunResult result;
   result.metrics = read_json_lines(out / "metrics.jsonl");
   if (stop_after == 0) {
-    const auto base = BaseModel::open((dir / "model").string());
-    result.adapter = read_adapter(out / "adapter", linear_modules(base->config()));
+    result.adapter =
+        read_adapter(out / "adapter", linear_modules(BaseModel::open(model)->config()));
   }
   return result;
+}
+
+}  // namespace
+
+RunResult run_golden(const std::string& name, const fs::path& out, int tensor, int data,
+                     std::vector<std::string> settings, bool resume, int stop_after,
+                     bool accept_changes) {
+  const fs::path dir = golden("peft/" + name);
+  for (const auto& [setting, path] : {std::pair{"model.path", "model"},
+                                      {"data.train", "data.jsonl"},
+                                      {"data.eval", "eval.jsonl"},
+                                      {"lora.init_from", "adapter"}}) {
+    if (!sets(settings, setting)) settings.push_back(setting + ("=" + (dir / path).string()));
+  }
+  return run_config(dir / "config.textproto", out, tensor, data, std::move(settings), resume,
+                    stop_after, accept_changes);
+}
+
+RunResult run_case(const std::string& name, const fs::path& out, int tensor, int data,
+                   std::vector<std::string> settings, bool resume, int stop_after,
+                   bool accept_changes) {
+  std::string text = read_text(golden("peft/" + name) / "config.textproto");
+  const std::string from = "\"tests/golden/", to = "\"" + golden("").string();
+  for (size_t at = 0; (at = text.find(from, at)) != std::string::npos; at += to.size()) {
+    text.replace(at, from.size(), to);
+  }
+  const fs::path file = out.string() + ".textproto";
+  std::ofstream(file) << text;
+  return run_config(file, out, tensor, data, std::move(settings), resume, stop_after,
+                    accept_changes);
 }
 
 double adapter_distance(const Adapter& x, const Adapter& y) {

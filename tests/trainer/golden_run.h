@@ -26,6 +26,12 @@ RunResult run_golden(const std::string& name, const fs::path& out, int tensor, i
                      std::vector<std::string> settings = {}, bool resume = false,
                      int stop_after = 0, bool accept_changes = false);
 
+// The same of a case whose config.textproto says where everything is (paths from the top of the
+// tree), and which may be of another case's model.
+RunResult run_case(const std::string& name, const fs::path& out, int tensor, int data,
+                   std::vector<std::string> settings = {}, bool resume = false, int stop_after = 0,
+                   bool accept_changes = false);
+
 // Largest |x - y| / |y| over the factors, in the Euclidean norm of each.
 double adapter_distance(const Adapter& x, const Adapter& y);
 // Largest relative difference of one field over the steps.

@@ -35,7 +35,7 @@ MicroBatch two_sequences(int64_t vocab) {
 double loss_of(Stream& stream, Model& model, const MicroBatch& batch) {
   model.clear_loss();
   model.forward_backward(batch);
-  return host_copy(stream, model.loss_sum(), 1)[0];
+  return host_copy(stream, model.loss_totals(), 1)[0].loss;
 }
 
 class Gradient : public testing::TestWithParam<const char*> {};
@@ -88,14 +88,14 @@ TEST(ReduceStep, CountsStayExact) {
   run_thread_ranks(3, [&](Communicator& world) {
     Stream stream(1);
     TrainingBuffers buffers(stream, 5, 3);
-    const double loss = 1e7 + 0.125 * world.rank();
+    const LossTotals loss{.loss = 1e7 + 0.125 * world.rank(), .pairs = {}};
     const StepMessage mine{.unmasked = 16'777'217 + world.rank(),
                            .tokens = 999'999'999,
                            .interrupted = false,
                            .terminated = world.rank() == 2,
                            .rss_mib = 100.0 + world.rank()};
     const StepSums sum = reduce_step(stream, buffers, world, mine, &loss);
-    EXPECT_NEAR(sum.loss_sum, 3e7 + 0.375, 4) << "fp32 sums of the high parts";
+    EXPECT_NEAR(sum.totals.loss, 3e7 + 0.375, 4) << "fp32 sums of the high parts";
     EXPECT_EQ(sum.unmasked, 3 * 16'777'217 + 3);
     EXPECT_EQ(sum.tokens, 2'999'999'997);
     EXPECT_FALSE(sum.interrupted);

@@ -7,7 +7,6 @@
 
 #include "tests/support/temp_dir.h"
 #include "tests/trainer/golden_run.h"
-#include "trainer/run/schedule.h"
 
 namespace lorashard::test {
 namespace {
@@ -159,24 +158,6 @@ TEST(Trace, HoldsOneLoraReductionAStepAndFourReductionsALayer) {
                             "layer.2.attention.forward", "layer.2.mlp.forward"}) {
     EXPECT_EQ(counts[label], forward) << label;
   }
-}
-
-TEST(Schedule, HasTheValuesOfTransformers) {
-  const auto cases = read_json(golden("schedules.json"));
-  int checked = 0;
-  for (const auto& c : cases) {
-    const std::string kind = c.at("kind");
-    const ScheduleKind k = kind == "CONSTANT" ? ScheduleKind::Constant
-                           : kind == "LINEAR" ? ScheduleKind::Linear
-                                              : ScheduleKind::Cosine;
-    const auto values = c.at("factor").get<std::vector<double>>();
-    for (size_t s = 0; s < values.size(); ++s, ++checked) {
-      EXPECT_NEAR(schedule_factor(k, int64_t(s), c.at("warmup_steps"), c.at("steps")), values[s],
-                  1e-12)
-          << kind << " step " << s;
-    }
-  }
-  EXPECT_GT(checked, 50);
 }
 
 }  // namespace

@@ -75,7 +75,7 @@ void RecordedRank::optimizer_step() {
   const ProfileSpan span("step", "optimizer");
   clear_gradients(stream_, buffers_);
   model_.clear_loss();
-  reduce_step(stream_, buffers_, world_, {}, model_.loss_sum());
+  reduce_step(stream_, buffers_, world_, {}, model_.loss_totals());
   apply_step(stream_, factors_, buffers_, {0.9f, 0.999f, 1e-8f, 0, 1}, 1e-4, 1, 1, 1);
 }
 

@@ -17,7 +17,7 @@ namespace lorashard {
 int64_t permuted(int64_t i, int64_t n, uint64_t seed, uint64_t epoch);
 
 // Sequences laid end to end without padding; T tokens in all. A line of the data is one sequence,
-// or several where it says so (Example::starts).
+// or several where it says so (Example::starts); of a preference format two, chosen and rejected.
 struct MicroBatch {
   std::vector<int32_t> ids;        // (T)
   std::vector<int32_t> labels;     // (T) shifted: the target of token t, -100 none; the last token
@@ -35,30 +35,47 @@ struct StreamPosition {
   int64_t step = 0, place = 0, data_begins = 0;
 };
 
+// Optimizer steps of a run, those before `position` among them, until it has visited its present
+// data `epochs` times in steps that end with each epoch: ceil(epochs x steps of an epoch), as
+// transformers counts them. Below position.step where more has been visited already.
+int64_t steps_of_epochs(double epochs, int64_t sequences, int64_t global_batch,
+                        const StreamPosition& position = {});
+
 // The endless stream of training sequences, epoch after epoch; each optimizer step takes the next
-// global_batch places, which may cross the end of an epoch. Data-parallel rank d takes a contiguous
-// share of them and cuts it into micro-batches.
+// global_batch places, which may cross the end of an epoch, or, `by_epochs`, end with it: then the
+// last step of each epoch is of those that are left. Data-parallel rank d takes a contiguous share
+// of them and cuts it into micro-batches.
 class BatchStream {
  public:
   // REQUIRES: global_batch is a multiple of micro_batch * dp_size.
   BatchStream(std::shared_ptr<const Dataset> dataset, uint64_t seed, bool shuffle,
               int64_t global_batch, int64_t micro_batch, int64_t dp_rank, int64_t dp_size,
-              StreamPosition position = {});
+              StreamPosition position = {}, bool by_epochs = false);
 
-  // Micro-batches of this rank in each step.
-  int64_t micro_batches() const { return global_batch_ / (micro_batch_ * dp_size_); }
+  // Sequences of a step over all ranks.
+  int64_t sequences(int64_t step) const { return places_of(step).count; }
+  // Micro-batches of this rank in a step: in one that ends an epoch, perhaps none.
+  int64_t micro_batches(int64_t step) const;
   // Micro-batch m of step `step` (from 0, at least the position's). May be called from several
   // threads. Errors: as Dataset::get.
   MicroBatch micro_batch(int64_t step, int64_t m) const;
   // All of them, where the unmasked tokens of the step are needed first.
   std::vector<MicroBatch> batch(int64_t step) const;
+  // Epochs of the present data that are visited after step `step`; 1.5: half of the second.
+  double epoch_after(int64_t step) const;
   // Sequence (line that is not blank, from 0) at a place of the stream.
   int64_t sequence_at(int64_t place) const;
 
  private:
+  struct Places {
+    int64_t first, count;
+  };
+  Places places_of(int64_t step) const;
+  Places mine(int64_t step) const;
+
   std::shared_ptr<const Dataset> dataset_;
   uint64_t seed_;
-  bool shuffle_;
+  bool shuffle_, by_epochs_;
   int64_t global_batch_, micro_batch_, dp_rank_, dp_size_;
   StreamPosition position_;
 };

@@ -17,7 +17,8 @@ const std::set<std::string_view> kMeaningful = {
     // other formats
     "text", "prompt", "completion", "messages", "conversations", "tools", "chat_template",
     "chat_template_kwargs", "chosen", "rejected", "prompt_ids", "completion_ids", "chosen_ids",
-    "rejected_ids", "prompt_input_ids", "chosen_input_ids", "rejected_input_ids",
+    "rejected_ids", "ref_chosen_logps", "ref_rejected_logps", "prompt_input_ids",
+    "chosen_input_ids", "rejected_input_ids",
     // tokens and what they see
     "input_ids", "labels", "label_ids", "attention_mask", "position_ids", "token_type_ids",
     "inputs_embeds", "decoder_input_ids", "seq_lengths", "seq_idx", "cu_seqlens", "cu_seq_lens",
@@ -33,9 +34,21 @@ const std::vector<std::string_view>& columns_of(RunConfig::Data::Format format) 
   static const std::vector<std::string_view> prompt = {"prompt", "completion"};
   static const std::vector<std::string_view> tokens = {"input_ids", "labels", "attention_mask",
                                                        "position_ids"};
-  return format == RunConfig::Data::TEXT     ? text
-         : format == RunConfig::Data::TOKENS ? tokens
-                                             : prompt;
+  static const std::vector<std::string_view> pair = {"prompt", "chosen", "rejected"};
+  static const std::vector<std::string_view> pair_ids = {"prompt_ids", "chosen_ids",
+                                                         "rejected_ids"};
+  switch (format) {
+    case RunConfig::Data::TEXT:
+      return text;
+    case RunConfig::Data::TOKENS:
+      return tokens;
+    case RunConfig::Data::PREFERENCE:
+      return pair;
+    case RunConfig::Data::PREFERENCE_TOKENS:
+      return pair_ids;
+    default:
+      return prompt;
+  }
 }
 
 constexpr std::string_view kSeparator = ", ", kMore = "...";
@@ -88,8 +101,10 @@ void check_columns(const nlohmann::json& row, RunConfig::Data::Format format, Co
   const std::vector<std::string_view>& ours = columns_of(format);
   for (const auto& [name, value] : row.items()) {
     if (std::find(ours.begin(), ours.end(), name) != ours.end()) continue;
-    // The text that TOKENS were made of says nothing that they don't.
-    const bool source = format == RunConfig::Data::TOKENS && name == "text";
+    // The text that ids were made of says nothing that they don't.
+    const bool source = (format == RunConfig::Data::TOKENS && name == "text") ||
+                        (format == RunConfig::Data::PREFERENCE_TOKENS &&
+                         (name == "prompt" || name == "chosen" || name == "rejected"));
     if (kMeaningful.contains(name) && !source && !value.is_null()) {
       throw LineProblem{"has the column \"" + name + "\", which data.format " +
                         RunConfig::Data::Format_Name(format) +

@@ -7,8 +7,10 @@
 
 #include "checkpoint/file_io.h"
 #include "checkpoint/json_strict.h"
+#include "configs/config.h"
 #include "configs/error.h"
 #include "trainer/data/line_problem.h"
+#include "trainer/data/preference_row.h"
 #include "trainer/data/token_row.h"
 
 namespace lorashard {
@@ -126,9 +128,10 @@ json Dataset::parse_object(int64_t i, const std::string& line, const char* expec
   return object;
 }
 
-// The ids and labels of a text, whose first `prompt_bytes` are a prompt if there is one.
+// The ids and labels of a text, whose first `prompt_bytes` are a prompt if there is one. `ends`:
+// the end-of-sequence token may be appended.
 void Dataset::encode_text(const std::string& text, std::optional<size_t> prompt_bytes,
-                          Example& example) const {
+                          Example& example, bool ends) const {
   std::vector<TextSpan> spans;
   std::vector<int32_t>& ids = example.input_ids;
   ids = options_.encode(text, prompt_bytes ? &spans : nullptr);
@@ -151,7 +154,8 @@ void Dataset::encode_text(const std::string& text, std::optional<size_t> prompt_
     ids.erase(ids.begin(), ids.begin() + static_cast<ptrdiff_t>(leading));
     unlabelled -= std::min(unlabelled, leading);
   }
-  if (options_.append_eos && options_.eos_id && (ids.empty() || ids.back() != *options_.eos_id))
+  if (ends && options_.append_eos && options_.eos_id &&
+      (ids.empty() || ids.back() != *options_.eos_id))
     ids.push_back(*options_.eos_id);
   for (const int32_t id : ids)
     if (id < 0 || id >= options_.vocab_size)
@@ -162,9 +166,51 @@ void Dataset::encode_text(const std::string& text, std::optional<size_t> prompt_
   std::fill_n(example.labels.begin(), unlabelled, kIgnoredLabel);
 }
 
+// The ids of a prompt, or of a text that ends with a completion.
+std::vector<int32_t> Dataset::encode_part(const std::string& text, bool ends,
+                                          bool* bos_twice) const {
+  Example example;
+  encode_text(text, std::nullopt, example, ends);
+  *bos_twice |= example.bos_twice;
+  return std::move(example.input_ids);
+}
+
+Example Dataset::parse_preference(int64_t i, const std::string& line, bool tokenize) const {
+  const bool has_ids = options_.format == RunConfig::Data::PREFERENCE_TOKENS;
+  const char* expected =
+      has_ids ? R"({"prompt_ids": [...], "chosen_ids": [...], "rejected_ids": [...]})"
+              : R"({"prompt": "...", "chosen": "...", "rejected": "..."})";
+  const json object = parse_object(i, line, expected);
+  ColumnNames others;
+  Example example;
+  if (has_ids) {
+    for (const char* name : {"prompt_ids", "chosen_ids", "rejected_ids"})
+      field(object, name, expected);
+    check_columns(object, options_.format, others);
+    example = preference_example(read_preference_ids(object, options_.vocab_size), options_);
+  } else {
+    for (const char* name : {"chosen", "rejected"}) field(object, name, expected);
+    check_columns(object, options_.format, others);
+    const PreferenceTexts texts = read_preference_texts(object);
+    if (tokenize) {
+      bool bos_twice = false;
+      const std::vector<int32_t> prompt = encode_part(texts.prompt, false, &bos_twice);
+      const auto completion = [&](const std::string& text) {
+        return encode_part(texts.prompt + text, true, &bos_twice);
+      };
+      example = preference_example(
+          split_preference(prompt, completion(texts.chosen), completion(texts.rejected)), options_);
+      example.bos_twice = bos_twice;
+    }
+  }
+  example.other_columns = others;
+  return example;
+}
+
 Example Dataset::parse(int64_t i, bool tokenize) const try {
   Example example;
   const std::string line = index_.line(i);
+  if (is_preference(options_.format)) return parse_preference(i, line, tokenize);
   if (options_.format == RunConfig::Data::TOKENS) {
     const char* expected = R"({"input_ids": [...], "labels": [...]})";
     const json object = parse_object(i, line, expected);

@@ -9,8 +9,9 @@
 //                      tokens before the completion belong to the prompt, those behind it to the
 //                      completion.
 //   TOKENS             trainer/data/token_row.h
-// With append_eos, TEXT and PROMPT_COMPLETION end with the end-of-sequence token, unmasked too,
-// unless the ids end with it already.
+//   PREFERENCE, PREFERENCE_TOKENS  trainer/data/preference_row.h
+// With append_eos, TEXT, PROMPT_COMPLETION and both completions of PREFERENCE end with the
+// end-of-sequence token, unmasked too, unless the ids end with it already.
 #pragma once
 
 #include <cstdint>
@@ -31,13 +32,15 @@ namespace lorashard {
 inline constexpr int32_t kIgnoredLabel = -100;
 
 // labels[i] belongs to input_ids[i] (the model's shift is not done yet); both have the same size,
-// 1 to seq_len.
+// 1 to seq_len; of a preference format two sequences of at most seq_len.
 struct Example {
   std::vector<int32_t> input_ids, labels;
   std::vector<int32_t> starts;  // where sequences behind the first begin: a row may hold several,
-                                // which do not see each other (TOKENS); the token there is masked
+                                // which do not see each other (TOKENS, pairs); the token there is
+                                // masked
   bool truncated = false;       // it had more than seq_len tokens
   bool spans_border = false;    // a token is part of both prompt and completion
+  bool equal_pair = false;      // of a preference format: both sequences are the same after the cut
   bool bos_twice = false;       // the text begins with the token that the tokenizer puts before it
   ColumnNames other_columns;    // that no format reads
 };
@@ -87,8 +90,10 @@ class Dataset {
  private:
   Example parse(int64_t i, bool tokenize) const;
   nlohmann::json parse_object(int64_t i, const std::string& line, const char* expected) const;
-  void encode_text(const std::string& text, std::optional<size_t> prompt_bytes,
-                   Example& example) const;
+  void encode_text(const std::string& text, std::optional<size_t> prompt_bytes, Example& example,
+                   bool ends = true) const;
+  Example parse_preference(int64_t i, const std::string& line, bool tokenize) const;
+  std::vector<int32_t> encode_part(const std::string& text, bool ends, bool* bos_twice) const;
 
   JsonlIndex index_;
   DatasetOptions options_;

@@ -67,6 +67,10 @@ std::optional<std::vector<int64_t>> number_field(const json& row, const char* na
 
 }  // namespace
 
+std::vector<int32_t> read_ids(const json& value, const char* name, int64_t vocab_size) {
+  return id_field(value, name, vocab_size, false);
+}
+
 TokenRow read_token_row(const json& row, int64_t vocab_size) {
   std::vector<int32_t> ids = id_field(row.at("input_ids"), "input_ids", vocab_size, false);
   std::vector<int32_t> labels =

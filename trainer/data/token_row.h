@@ -22,4 +22,7 @@ struct TokenRow {
 // LineProblem: a column missing, of another type or length, or with values that it cannot have.
 TokenRow read_token_row(const nlohmann::json& row, int64_t vocab_size);
 
+// A list of ids from 0 to vocab_size - 1. LineProblem: anything else, by the column's name.
+std::vector<int32_t> read_ids(const nlohmann::json& value, const char* name, int64_t vocab_size);
+
 }  // namespace lorashard

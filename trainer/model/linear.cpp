@@ -78,12 +78,13 @@ void down_projection_backward(const LinearContext& c, const LinearGroup& group, 
 
 void linear_group_forward(const LinearContext& c, const LinearGroup& group,
                           std::span<const Matrix> y, ConstMatrix x, Matrix u, DownProjection down) {
-  if (group.adapted() && down == DownProjection::Compute) down_project(c, group, u, x);
+  const bool adapted = group.adapted() && c.values;
+  if (adapted && down == DownProjection::Compute) down_project(c, group, u, x);
   int64_t column = 0;
   for (size_t j = 0; j < group.linears.size(); ++j) {
     const Linear& l = group.linears[j];
     frozen_forward(c.stream, y[j], x, l.weight, group.row_parallel ? ConstMatrix{} : l.bias);
-    if (!l.lora) continue;
+    if (!adapted || !l.lora) continue;
     add_up_projection(c, *l.lora, y[j], u.col_range(column, l.lora->lora_rank));
     column += l.lora->lora_rank;
   }

@@ -18,7 +18,7 @@ struct DropoutState {
 // What the layers compute with.
 struct LinearContext {
   Stream& stream;
-  float* values;     // flat factors, null without an adapter
+  float* values;     // flat factors; null: forward alone, of the base without them
   float* gradients;  // flat gradients, null in forward-only use
   DropoutState dropout;
   Matrix t;  // (T, >= lora_rank) F32 scratch

@@ -37,12 +37,16 @@ LossBuffers plan_loss(Arena& arena, const LossDims& d) {
   at.d_normed = arena.take(d.tokens, d.hidden, d.type);
   at.logits = arena.take(d.chunk_rows, d.vocabulary, DType::F32);
   at.stats = arena.take(d.ranks * d.chunk_rows, 3, DType::F32);
-  at.lse = arena.take(d.chunk_rows, 1, DType::F32);
+  at.lse = arena.take(d.beta > 0 ? d.tokens : d.chunk_rows, 1, DType::F32);
+  if (d.beta > 0) {
+    at.row_losses = arena.take(d.tokens, 1, DType::F64);
+    at.row_factors = arena.take(d.tokens, 1, DType::F32);
+  }
   return at;
 }
 
 LossHead::LossHead(Stream& stream, const ModelConfig& config, const ModelWeights& weights,
-                   Communicator& tensor, int64_t max_tokens, DType activation_type)
+                   Communicator& tensor, int64_t max_tokens, DType activation_type, double beta)
     : stream_(stream),
       config_(config),
       weights_(weights),
@@ -52,58 +56,137 @@ LossHead::LossHead(Stream& stream, const ModelConfig& config, const ModelWeights
             .chunk_rows = loss_chunk_rows(config.vocab_size, tensor.size(), max_tokens),
             .vocabulary = weights.vocabulary.size(),
             .ranks = tensor.size(),
-            .type = activation_type} {
-  sum_ = Buffer(stream, sizeof(double));
+            .type = activation_type,
+            .beta = beta} {
+  totals_ = Buffer(stream, sizeof(LossTotals));
   device_rows_ = Staged<int32_t>(stream, max_tokens);
   device_labels_ = Staged<int32_t>(stream, max_tokens);
+  if (!pairs()) return;
+  device_row_offsets_ = Staged<int32_t>(stream, max_tokens + 1);
+  policy_logps_ = Buffer(stream, size_t(max_tokens) * sizeof(double));
+  reference_logps_ = Buffer(stream, size_t(max_tokens) * sizeof(double));
 }
 
-void LossHead::stage(std::span<const int32_t> labels) {
+void LossHead::stage(std::span<const int32_t> labels, std::span<const int32_t> offsets) {
   rows_.clear();
   labels_.clear();
+  row_offsets_.assign(1, 0);
+  size_t sequence = 1;  // whose end comes next
   for (size_t t = 0; t < labels.size(); ++t) {
+    for (; sequence < offsets.size() && size_t(offsets[sequence]) == t; ++sequence) {
+      row_offsets_.push_back(int32_t(rows_.size()));
+    }
     if (labels[t] < 0) continue;
     rows_.push_back(int32_t(t));
     labels_.push_back(labels[t]);
   }
+  row_offsets_.resize(offsets.size(), int32_t(rows_.size()));
   staged_rows_ = device_rows_.put(rows_);
   staged_labels_ = device_labels_.put(labels_);
+  if (pairs()) staged_row_offsets_ = device_row_offsets_.put(row_offsets_);
+}
+
+// Of equal size, as few as there can be.
+std::vector<LossHead::Chunk> LossHead::chunks() const {
+  const auto rows = int64_t(rows_.size());
+  const int64_t count = (rows + dims_.chunk_rows - 1) / dims_.chunk_rows;
+  std::vector<Chunk> all;
+  for (int64_t c = 0; c < count; ++c) {
+    const int64_t begin = rows * c / count;
+    all.push_back({begin, rows * (c + 1) / count - begin});
+  }
+  return all;
+}
+
+// Unmasked rows of x, and their norm.
+void LossHead::normalize(ConstMatrix x) {
+  const auto rows = int64_t(rows_.size());
+  const Matrix picked = at_.picked.row_range(0, rows), normed = at_.normed.row_range(0, rows);
+  gather_rows(stream_, picked, x, staged_rows_);
+  rms_norm_forward(stream_, normed, at_.rstd.row_range(0, rows), picked, weights_.final_norm,
+                   config_.rms_norm_eps, config_.norm_gain_offset);
+}
+
+Matrix LossHead::chunk_logits(const Chunk& chunk) {
+  const Matrix logits = at_.logits.row_range(0, chunk.n);
+  frozen_forward(stream_, logits, at_.normed.row_range(chunk.begin, chunk.n), weights_.head);
+  return logits;
+}
+
+void LossHead::statistics(const Chunk& chunk, Matrix logits, float* lse, double* loss,
+                          double* row_losses) {
+  // Each rank's statistics in its own slot, zero elsewhere: the all-reduce is a gather that also
+  // works on device memory.
+  const Matrix all = at_.stats.row_range(0, chunk.n * tensor_.size());
+  if (tensor_.size() > 1) fill_zero(stream_, all);
+  cross_entropy_stats(stream_, all.row_range(chunk.n * tensor_.rank(), chunk.n), logits,
+                      staged_labels_ + chunk.begin, weights_.vocabulary.begin);
+  tensor_.all_reduce_sum(stream_, all, "loss.statistics");
+  cross_entropy_combine(stream_, lse, loss, all, tensor_.size(), row_losses);
+}
+
+// Of the normed rows, this rank's part; the logits are overwritten.
+void LossHead::gradient(const Chunk& chunk, Matrix logits, const float* lse,
+                        const float* row_factors) {
+  cross_entropy_gradient(stream_, logits, lse, staged_labels_ + chunk.begin,
+                         weights_.vocabulary.begin, 1.0f, row_factors);
+  frozen_backward(stream_, at_.d_normed.row_range(chunk.begin, chunk.n), logits, weights_.head);
+}
+
+void LossHead::finish_backward(Matrix dx) {
+  const auto rows = int64_t(rows_.size());
+  const Matrix d_normed = at_.d_normed.row_range(0, rows);
+  enter_region_backward(tensor_, stream_, d_normed, "loss.head_backward");
+  rms_norm_backward(stream_, d_normed, d_normed, at_.picked.row_range(0, rows),
+                    at_.rstd.row_range(0, rows), weights_.final_norm, config_.norm_gain_offset,
+                    false);
+  scatter_rows(stream_, dx, d_normed, staged_rows_);
+}
+
+// log p of each sequence; lse of every row stays in at_.lse.
+void LossHead::logps(ConstMatrix x, double* of_sequences) {
+  auto* lse = static_cast<float*>(at_.lse.data);
+  auto* losses = static_cast<double*>(at_.row_losses.data);
+  normalize(x);
+  for (const Chunk& chunk : chunks()) {
+    statistics(chunk, chunk_logits(chunk), lse + chunk.begin, nullptr, losses + chunk.begin);
+  }
+  sequence_logps(stream_, of_sequences, losses, staged_row_offsets_,
+                 int64_t(row_offsets_.size()) - 1);
+}
+
+void LossHead::reference(ConstMatrix x) {
+  const ProfileSpan span("layer", "loss");
+  logps(x, reference_logps_.as<double>());
 }
 
 void LossHead::forward_backward(ConstMatrix x, Matrix dx) {
   const ProfileSpan span("layer", "loss");
-  const auto count = int64_t(rows_.size());
-  const Matrix picked = at_.picked.row_range(0, count), normed = at_.normed.row_range(0, count);
-  const Matrix rstd = at_.rstd.row_range(0, count), d_normed = at_.d_normed.row_range(0, count);
-  gather_rows(stream_, picked, x, staged_rows_);
-  rms_norm_forward(stream_, normed, rstd, picked, weights_.final_norm, config_.rms_norm_eps,
-                   config_.norm_gain_offset);
   auto* lse = static_cast<float*>(at_.lse.data);
-  // Chunks of equal size, as few as there can be.
-  const int64_t chunks = (count + dims_.chunk_rows - 1) / dims_.chunk_rows;
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const int64_t begin = count * chunk / chunks, n = count * (chunk + 1) / chunks - begin;
-    const Matrix logits = at_.logits.row_range(0, n);
-    const int32_t* chunk_labels = staged_labels_ + begin;
-    frozen_forward(stream_, logits, normed.row_range(begin, n), weights_.head);
-    // Each rank's statistics in its own slot, zero elsewhere: the all-reduce is a gather that also
-    // works on device memory.
-    const Matrix all = at_.stats.row_range(0, n * tensor_.size());
-    if (tensor_.size() > 1) fill_zero(stream_, all);
-    cross_entropy_stats(stream_, all.row_range(n * tensor_.rank(), n), logits, chunk_labels,
-                        weights_.vocabulary.begin);
-    tensor_.all_reduce_sum(stream_, all, "loss.statistics");
-    cross_entropy_combine(stream_, lse, sum(), all, tensor_.size());
-    if (!dx) continue;
-    cross_entropy_gradient(stream_, logits, lse, chunk_labels, weights_.vocabulary.begin, 1.0f);
-    frozen_backward(stream_, d_normed.row_range(begin, n), logits, weights_.head);
+  if (!pairs()) {
+    normalize(x);
+    for (const Chunk& chunk : chunks()) {
+      const Matrix logits = chunk_logits(chunk);
+      statistics(chunk, logits, lse, &totals()->loss, nullptr);
+      if (dx) gradient(chunk, logits, lse, nullptr);
+    }
+    if (dx) finish_backward(dx);
+    return;
   }
-  if (dx) {
-    enter_region_backward(tensor_, stream_, d_normed, "loss.head_backward");
-    rms_norm_backward(stream_, d_normed, d_normed, picked, rstd, weights_.final_norm,
-                      config_.norm_gain_offset, false);
-    scatter_rows(stream_, dx, d_normed, staged_rows_);
+  // A row's factor in the gradient depends on all rows of its pair: their losses come first, and
+  // logits again, unless one chunk holds them all.
+  auto* factors = dx ? static_cast<float*>(at_.row_factors.data) : nullptr;
+  logps(x, policy_logps_.as<double>());
+  preference_loss(stream_, factors, totals(), policy_logps_.as<double>(),
+                  reference_logps_.as<double>(), staged_row_offsets_,
+                  int64_t(row_offsets_.size()) / 2, dims_.beta);
+  if (!dx) return;
+  const std::vector<Chunk> all = chunks();
+  for (const Chunk& chunk : all) {
+    const Matrix logits = all.size() == 1 ? at_.logits.row_range(0, chunk.n) : chunk_logits(chunk);
+    gradient(chunk, logits, lse + chunk.begin, factors + chunk.begin);
   }
+  finish_backward(dx);
 }
 
 void LossHead::logits(ConstMatrix x, int64_t row, Matrix logits) {

@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/preference.h"
 #include "kernels/transfer.h"
 #include "parallel/collectives.h"
 #include "trainer/model/activations.h"
@@ -18,34 +19,41 @@ struct LossDims {
   int64_t vocabulary;  // of this rank
   int64_t ranks;       // over which the vocabulary is split
   DType type;          // of activations
+  double beta;         // above 0: of pairs (kernels/preference.h)
 };
 struct LossBuffers {
   Matrix picked, normed, d_normed;  // (tokens,H)
   Matrix rstd;                      // (tokens,1) F32
   Matrix logits;                    // (chunk,V) F32
   Matrix stats;                     // (ranks * chunk,3) F32
-  Matrix lse;                       // (chunk,1) F32
+  Matrix lse;                       // (chunk,1) F32; of pairs (tokens,1)
+  Matrix row_losses, row_factors;   // of pairs: (tokens,1) F64, F32
 };
 LossBuffers plan_loss(Arena& arena, const LossDims& dims);
 
 // Rows of logits computed at once, the same on every rank of the group.
 int64_t loss_chunk_rows(int64_t vocabulary, int ranks, int64_t tokens);
 
-// For micro-batches of at most max_tokens.
+// For micro-batches of at most max_tokens. beta above 0: of pairs of sequences, chosen and
+// rejected, whose loss is that of direct preference optimization.
 class LossHead {
  public:
   LossHead(Stream& stream, const ModelConfig& config, const ModelWeights& weights,
-           Communicator& tensor, int64_t max_tokens, DType activation_type);
+           Communicator& tensor, int64_t max_tokens, DType activation_type, double beta);
 
   // Allocates what the calls below work in. To be called before them.
   void plan(Arena& arena) { at_ = plan_loss(arena, dims_); }
   // Brings the labels of a micro-batch to the device: T entries in host memory, -100 masked.
-  void stage(std::span<const int32_t> labels);
-  // Adds the sum over unmasked rows of -log p(label), formed in double, to *sum(). Unless dx(T,H)
-  // is empty it gets the gradient of that sum for x(T,H), the same on every rank.
+  // offsets(S + 1): where its sequences begin.
+  void stage(std::span<const int32_t> labels, std::span<const int32_t> offsets);
+  // Adds the sum over unmasked rows of -log p(label), formed in double, to totals()->loss; of pairs
+  // the sum over pairs, and what belongs to it. Unless dx(T,H) is empty it gets the gradient of
+  // that sum for x(T,H), the same on every rank.
   void forward_backward(ConstMatrix x, Matrix dx);
+  // Of pairs, before forward_backward(): x is the reference's.
+  void reference(ConstMatrix x);
   // Where the losses add up, on the stream's device.
-  double* sum() const { return sum_.as<double>(); }
+  LossTotals* totals() const { return totals_.as<LossTotals>(); }
 
   // logits(1, V of this rank) F32 for row `row` of x: for generation.
   void logits(ConstMatrix x, int64_t row, Matrix logits);
@@ -53,15 +61,29 @@ class LossHead {
   int64_t chunk_rows() const { return dims_.chunk_rows; }
 
  private:
+  // Rows [begin, begin + n) of the unmasked ones; their logits are in memory at once.
+  struct Chunk {
+    int64_t begin, n;
+  };
+  std::vector<Chunk> chunks() const;
+  bool pairs() const { return dims_.beta > 0; }
+  void normalize(ConstMatrix x);
+  Matrix chunk_logits(const Chunk& chunk);
+  void statistics(const Chunk& chunk, Matrix logits, float* lse, double* loss, double* row_losses);
+  void gradient(const Chunk& chunk, Matrix logits, const float* lse, const float* row_factors);
+  void finish_backward(Matrix dx);
+  void logps(ConstMatrix x, double* of_sequences);
+
   Stream& stream_;
   const ModelConfig& config_;
   const ModelWeights& weights_;
   Communicator& tensor_;
   LossDims dims_;
-  std::vector<int32_t> rows_, labels_;
-  Staged<int32_t> device_rows_, device_labels_;
-  const int32_t *staged_rows_ = nullptr, *staged_labels_ = nullptr;
-  Buffer sum_;
+  std::vector<int32_t> rows_, labels_, row_offsets_;
+  Staged<int32_t> device_rows_, device_labels_, device_row_offsets_;
+  const int32_t *staged_rows_ = nullptr, *staged_labels_ = nullptr, *staged_row_offsets_ = nullptr;
+  Buffer totals_;
+  Buffer policy_logps_, reference_logps_;  // of pairs: one double a sequence
   LossBuffers at_;
 };
 

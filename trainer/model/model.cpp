@@ -44,7 +44,8 @@ Model::Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, F
       gradients_(gradients),
       tensor_(tensor),
       options_(options),
-      loss_(stream, config, weights, tensor, options.max_tokens, options.activation_type) {
+      loss_(stream, config, weights, tensor, options.max_tokens, options.activation_type,
+            options.preference_beta) {
   ids_ = Staged<int32_t>(stream, options.max_tokens);
   positions_ = Staged<int32_t>(stream, options.max_tokens);
   for (auto& offsets : offsets_) offsets = Staged<int32_t>(stream, options.max_tokens + 1);
@@ -247,7 +248,23 @@ LayerStack Model::stack() const {
   return {tensor_, weights_.blocks, labels_, activations_, dims_.first_layer};
 }
 
-void Model::clear_loss() { fill_zero(stream_, matrix(loss_.sum(), 1, 2, DType::F32)); }
+void Model::clear_loss() {
+  fill_zero(stream_, matrix(loss_.totals(), 1, 2 * kLossTotals, DType::F32));
+}
+
+// Of pairs: what the base says of them, its factors off.
+void Model::forward_reference(const int32_t* ids, int64_t tokens,
+                              std::span<const LayerPart> parts) {
+  const ProfileSpan span("layer", "reference");
+  std::vector<LayerPart> base(parts.begin(), parts.end());
+  for (LayerPart& p : base) {
+    p.context.linear.values = nullptr;
+    p.context.linear.dropout = {};
+  }
+  embed(ids, tokens);
+  forward_layers(stack(), base, nullptr);
+  loss_.reference(activations_.residual.back().row_range(0, tokens));
+}
 
 void Model::forward_backward(const MicroBatch& batch) {
   stage(batch);
@@ -257,10 +274,13 @@ void Model::forward_backward(const MicroBatch& batch) {
 void Model::stage(const MicroBatch& batch) {
   assert(factors_ && gradients_);
   staged_ = {ids_.put(batch.ids), int64_t(batch.ids.size()), stage_parts(batch, true)};
-  loss_.stage(batch.labels);
+  loss_.stage(batch.labels, batch.offsets);
 }
 
 void Model::forward_backward_staged() {
+  if (options_.preference_beta > 0) {
+    forward_reference(staged_.ids, staged_.tokens, staged_.parts);
+  }
   embed(staged_.ids, staged_.tokens);
   forward_layers(stack(), staged_.parts, nullptr);
   loss_.forward_backward(activations_.residual.back().row_range(0, staged_.tokens),
@@ -268,16 +288,18 @@ void Model::forward_backward_staged() {
   backward_layers(stack(), staged_.parts);
 }
 
-double Model::evaluate(const MicroBatch& batch) {
-  if (batch.ids.empty()) return 0;
+LossTotals Model::evaluate(const MicroBatch& batch) {
+  if (batch.ids.empty()) return {};
   const auto tokens = int64_t(batch.ids.size());
   std::vector<LayerPart> parts = stage_parts(batch, false);
-  loss_.stage(batch.labels);
-  embed(ids_.put(batch.ids), tokens);
+  loss_.stage(batch.labels, batch.offsets);
+  const int32_t* ids = ids_.put(batch.ids);
+  if (options_.preference_beta > 0) forward_reference(ids, tokens, parts);
+  embed(ids, tokens);
   forward_layers(stack(), parts, nullptr);
   clear_loss();
   loss_.forward_backward(activations_.residual.back().row_range(0, tokens), {});
-  return host_copy(stream_, loss_sum(), 1)[0];
+  return host_copy(stream_, loss_totals(), 1)[0];
 }
 
 DecodeState Model::new_sequence(int64_t capacity) {

@@ -21,6 +21,9 @@ struct ModelOptions {
   bool overlap = false;  // all-reduces of one half of a micro-batch beside the other half's work
   float dropout = 0;
   uint64_t seed = 0;
+  // Above 0: sequences are pairs, chosen and rejected, and the loss is that of direct preference
+  // optimization, whose reference is the base without factors.
+  double preference_beta = 0;
 };
 
 // One sequence being generated: the caches of all layers.
@@ -37,8 +40,9 @@ class Model {
   Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, Factors* factors,
         float* gradients, Communicator& tensor, const ModelOptions& options);
 
-  // Adds the gradient of the sum of losses over the micro-batch's unmasked tokens to the flat
-  // gradients, and that sum to loss_sum(). Enqueued: nothing waits. REQUIRES: factors, gradients.
+  // Adds the gradient of the sum of losses over the micro-batch's unmasked tokens (over its pairs)
+  // to the flat gradients, and that sum to loss_totals(). Enqueued: nothing waits. REQUIRES:
+  // factors, gradients.
   void forward_backward(const MicroBatch& batch);
   // forward_backward in two parts. The first brings the micro-batch to the device; the second does
   // no more than enqueue kernels and all-reduces, with the addresses and shapes of what was staged,
@@ -46,11 +50,11 @@ class Model {
   // `batch` lives until forward_backward_staged() returns: on the CPU kernels read it in place.
   void stage(const MicroBatch& batch);
   void forward_backward_staged();
-  // Sum of the losses since clear_loss(), one double on the stream's device.
-  const double* loss_sum() const { return loss_.sum(); }
+  // Sums since clear_loss(), on the stream's device.
+  const LossTotals* loss_totals() const { return loss_.totals(); }
   void clear_loss();
-  // The sum of losses over unmasked tokens alone, without dropout.
-  double evaluate(const MicroBatch& batch);
+  // The sums alone, without dropout.
+  LossTotals evaluate(const MicroBatch& batch);
 
   // Other factors (null: the base alone) on the same loaded base. REQUIRES: no gradients.
   void use_factors(Factors* factors);
@@ -82,6 +86,7 @@ class Model {
                  const int32_t* positions, const DropoutState& dropout) const;
   std::vector<LayerPart> stage_parts(const MicroBatch& batch, bool training);
   void embed(const int32_t* ids, int64_t tokens);
+  void forward_reference(const int32_t* ids, int64_t tokens, std::span<const LayerPart> parts);
   MicroBatch largest_micro_batch() const;
   int64_t full_sequences() const;
   LayerStack stack() const;

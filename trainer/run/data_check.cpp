@@ -29,8 +29,8 @@ struct Findings {
   int64_t emptied = 0;                            // the unlabelled among the truncated
   int64_t spanning = 0;                           // a token is part of prompt and completion
   int64_t bos_twice = 0, first_bos_twice = -1;    // the text begins with what is put before it
-  int64_t reserved = 0;
-  ColumnNames other_columns;  // that no format reads
+  int64_t equal_pairs = 0;                        // that differ behind the cut only
+  ColumnNames other_columns;                      // that no format reads
 
   void add(const Findings& other) {
     const auto first = [](int64_t& mine, int64_t theirs) {
@@ -42,6 +42,7 @@ struct Findings {
     emptied += other.emptied;
     spanning += other.spanning;
     bos_twice += other.bos_twice;
+    equal_pairs += other.equal_pairs;
     other_columns.add(other.other_columns);
     first(first_truncated, other.first_truncated);
     first(first_unlabelled, other.first_unlabelled);
@@ -55,6 +56,7 @@ Findings findings_of(const Example& example, int64_t i) {
   Findings f;
   f.sequences = 1;
   f.spanning = example.spans_border;
+  f.equal_pairs = example.equal_pair;
   f.other_columns = example.other_columns;
   if (example.bos_twice) {
     f.bos_twice = 1;
@@ -163,7 +165,7 @@ std::string key_of(const RunConfig& run, const BaseModel& base) {
   const FileIdentity program = identify_file("/proc/self/exe");
   text += fmt::format("{} {} {} {}\n", base.config().vocab_size, program.bytes, program.inode,
                       program.modified_ns);
-  if (run.data().format() != RunConfig::Data::TOKENS) {
+  if (!has_token_ids(run.data().format())) {
     // The tokenizer's files, without asking which of them it reads; none is large.
     std::vector<fs::path> files;
     for (const auto& entry : fs::directory_iterator(base.path())) {
@@ -217,7 +219,17 @@ std::vector<std::string> notes_of(const Dataset& data, const std::string& path, 
         "first: {}",
         path, f.unlabelled, f.sequences, f.emptied, seq_len, data.where(f.first_unlabelled)));
   }
-  if (f.spanning > 0) {
+  if (f.equal_pairs > 0) {
+    notes.push_back(fmt::format(
+        "{}: {} of {} pairs are equal after the cut to data.seq_len {} and teach nothing", path,
+        f.equal_pairs, f.sequences, seq_len));
+  }
+  if (f.spanning > 0 && is_preference(data.options().format)) {
+    notes.push_back(
+        fmt::format("{}: in {} of {} pairs the prompt's last tokens are others when a completion "
+                    "follows; they count to the completion",
+                    path, f.spanning, f.sequences));
+  } else if (f.spanning > 0) {
     notes.push_back(
         fmt::format("{}: in {} of {} sequences a token is part of both prompt and completion; it "
                     "counts to the prompt",
@@ -231,7 +243,7 @@ std::vector<std::string> notes_of(const Dataset& data, const std::string& path, 
   }
   const DatasetOptions& options = data.options();
   notes.insert(notes.begin(), options.notes.begin(), options.notes.end());
-  if (options.append_eos && !options.eos_id && options.format != RunConfig::Data::TOKENS) {
+  if (options.append_eos && !options.eos_id && !has_token_ids(options.format)) {
     notes.push_back(path +
                     ": data.append_eos appends nothing, since the tokenizer names no "
                     "eos_token (tokenizer_config.json)");

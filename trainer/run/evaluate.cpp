@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <csignal>
+#include <cstring>
 #include <optional>
 
 #include "checkpoint/adapter_base.h"
@@ -11,6 +12,7 @@
 #include "parallel/agree.h"
 #include "trainer/run/agreed_inputs.h"
 #include "trainer/run/data_check.h"
+#include "trainer/run/run_folder.h"
 #include "trainer/run/run_options.h"
 #include "trainer/run/session.h"
 #include "trainer/run/stop.h"
@@ -22,30 +24,36 @@ EvalSum evaluate_loss(Model& model, std::shared_ptr<const Dataset> data, const s
                       int64_t micro_batch, const Mesh& mesh,
                       const std::function<int()>& stop_signal) {
   const EvalBatches batches(data, micro_batch, mesh.dp_rank, mesh.dp_size);
-  // Loss, unmasked tokens; ranks whose group left by SIGINT, by SIGTERM.
-  double sums[4] = {0, 0, 0, 0};
+  // Ranks whose group left by SIGINT, by SIGTERM; unmasked tokens; the totals.
+  constexpr int64_t kCounts = 3;
+  double sums[kCounts + kLossTotals] = {};
   for (int64_t m = 0; m < batches.micro_batches(); ++m) {
     if (stop_signal) {
       const int signal = stop_signal_of_group(mesh, stop_signal);
-      sums[2] = signal == SIGINT;
-      sums[3] = signal == SIGTERM;
+      sums[0] = signal == SIGINT;
+      sums[1] = signal == SIGTERM;
       if (signal != 0) break;
     }
     const MicroBatch batch = batches.micro_batch(m);
-    const double loss = model.evaluate(batch);
+    const LossTotals totals = model.evaluate(batch);
     if (mesh.tp_rank != 0) continue;  // counted once in a tensor-parallel group
-    sums[0] += loss;
-    sums[1] += double(batch.unmasked);
+    double more[kLossTotals];
+    std::memcpy(more, &totals, sizeof more);
+    for (int64_t i = 0; i < kLossTotals; ++i) sums[kCounts + i] += more[i];
+    sums[2] += double(batch.unmasked);
   }
   Stream host(1);  // for an all-reduce of host memory
-  mesh.world->all_reduce_sum(host, matrix(sums, 1, 4, DType::F64), "eval_loss");
-  if (sums[2] + sums[3] > 0) return {.stop_signal = sums[3] > 0 ? SIGTERM : SIGINT};
-  if (sums[1] == 0) {
+  mesh.world->all_reduce_sum(host, matrix(sums, 1, kCounts + kLossTotals, DType::F64), "eval_loss");
+  if (sums[0] + sums[1] > 0) return {.stop_signal = sums[1] > 0 ? SIGTERM : SIGINT};
+  if (sums[2] == 0) {
     fail_on_all_ranks(kExitInput, path,
                       "no label counts; at least one must differ from -100 and have a "
                       "token before it");
   }
-  return {.loss_sum = sums[0], .unmasked = int64_t(sums[1]), .sequences = data->size()};
+  EvalSum sum{.unmasked = int64_t(sums[2]), .sequences = data->size()};
+  std::memcpy(static_cast<void*>(&sum.totals), sums + kCounts, sizeof sum.totals);
+  sum.terms = is_preference(data->options().format) ? sum.sequences : sum.unmasked;
+  return sum;
 }
 
 int evaluate(const Config& config, const std::string& adapter_dir, const Ranks& ranks) {
@@ -78,8 +86,14 @@ int evaluate(const Config& config, const std::string& adapter_dir, const Ranks& 
   if (adapter) report_notes(console, adapter_base_notes(*adapter, adapter_dir, *session.base));
   const EvalSum sum = evaluate_loss(loaded->model, data, run.data().eval(),
                                     run.train().micro_batch_size(), session.mesh);
-  console.line(fmt::format("loss {:.6f} perplexity {:.4f} tokens {} sequences {}", sum.mean(),
-                           std::exp(sum.mean()), sum.unmasked, sum.sequences));
+  if (is_preference(run.data().format())) {
+    console.line(fmt::format("loss {:.6f}{} tokens {} pairs {}", sum.mean(),
+                             format_pairs(mean_of(sum.totals.pairs, sum.terms)), sum.unmasked,
+                             sum.sequences));
+  } else {
+    console.line(fmt::format("loss {:.6f} perplexity {:.4f} tokens {} sequences {}", sum.mean(),
+                             std::exp(sum.mean()), sum.unmasked, sum.sequences));
+  }
   console.notes(notes);
   return 0;
 }

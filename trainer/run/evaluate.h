@@ -1,4 +1,4 @@
-// Evaluation: the mean loss over all unmasked tokens of a file.
+// Evaluation: the mean loss over all unmasked tokens of a file, or over all its pairs.
 #pragma once
 
 #include <functional>
@@ -9,10 +9,11 @@
 namespace lorashard {
 
 struct EvalSum {
-  double loss_sum = 0;
-  int64_t unmasked = 0, sequences = 0;
-  int stop_signal = 0;  // that ended it on some rank: there is no loss then
-  double mean() const { return loss_sum / double(unmasked); }
+  LossTotals totals = {};
+  int64_t terms = 0;                    // that the loss is the mean of: unmasked tokens, or pairs
+  int64_t unmasked = 0, sequences = 0;  // tokens that count; lines of the file
+  int stop_signal = 0;                  // that ended it on some rank: there is no loss then
+  double mean() const { return totals.loss / double(terms); }
 };
 
 // Over the whole data set, shared out over the data-parallel ranks. Error (status 2) if no token

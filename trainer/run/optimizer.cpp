@@ -20,31 +20,32 @@ void clear_gradients(Stream& stream, TrainingBuffers& buffers) {
 }
 
 StepSums reduce_step(Stream& stream, TrainingBuffers& buffers, Communicator& world,
-                     const StepMessage& mine, const double* loss_sum) {
+                     const StepMessage& mine, const LossTotals* totals, int64_t sent) {
   const std::vector<float> message = mine.encode(world.rank(), world.size());
   assert(int64_t(message.size()) == buffers.message_floats());
   copy_to_device(stream, buffers.message(), message.data(),
                  buffers.message_floats() * int64_t{sizeof(float)});
-  if (loss_sum) {
-    split_double(stream, buffers.message() + StepMessage::kLossHigh,
-                 buffers.message() + StepMessage::kLossLow, loss_sum);
+  for (int64_t i = 0; totals && i < sent; ++i) {
+    float* at = buffers.message() + 2 * i;
+    split_double(stream, at, at + 1, &totals->loss + i);
   }
   world.all_reduce_sum(stream, buffers.gradients_and_message(), "lora_gradient");
   sum_of_squares(stream, buffers.squares(), buffers.gradients(), buffers.size());
   // The one wait of the step.
   const auto words = host_copy(stream, buffers.message(), buffers.floats_to_host());
   StepSums sum{StepMessage::decode(std::span(words).first(message.size()))};
+  sum.terms = sum.unmasked;
   std::memcpy(&sum.gradient_squares, &words[words.size() - 2], sizeof sum.gradient_squares);
   return sum;
 }
 
 double gradient_norm(const StepSums& sum) {
-  return std::sqrt(sum.gradient_squares) / double(std::max<int64_t>(sum.unmasked, 1));
+  return std::sqrt(sum.gradient_squares) / double(std::max<int64_t>(sum.terms, 1));
 }
 
 void apply_step(Stream& stream, Factors& factors, TrainingBuffers& buffers,
                 const OptimizerSettings& settings, double learning_rate, int64_t step,
-                int64_t unmasked, double norm) {
+                int64_t terms, double norm) {
   double clip = 1;
   if (settings.max_grad_norm > 0) clip = std::min(1.0, settings.max_grad_norm / (norm + 1e-6));
   adamw(stream, factors.values(), buffers.first_moments(), buffers.second_moments(),
@@ -55,7 +56,7 @@ void apply_step(Stream& stream, Factors& factors, TrainingBuffers& buffers,
          .epsilon = settings.epsilon,
          .weight_decay = settings.weight_decay,
          .step = step,
-         .gradient_scale = float(clip / double(unmasked))});
+         .gradient_scale = float(clip / double(terms))});
   // After the update. Nothing is derived from the values yet; what will be (DoRA's weight norms,
   // bf16 copies of A and B for CUDA's GEMMs) is enqueued here, before the next forward pass reads
   // it. A loaded or initialised adapter needs it once before the first step, too.

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "configs/error.h"
+#include "trainer/run/run_options.h"
 #include "trainer/run/setting_changes.h"
 
 namespace lorashard {
@@ -145,18 +146,26 @@ ResumedRun load_run(const fs::path& run_dir, const ModelConfig& model, Factors& 
   if (!loaded) return {};
   ResumedRun resumed{.found = true, .notes = loaded->notes};
   const TrainingCounters& theirs = loaded->state.counters;
-  const int64_t steps = config.run.train().steps();
+  const std::vector<SettingChange> changes = changes_since(theirs, counters);
+  TrainingCounters there = theirs;
+  there.sequences = counters.sequences;
+  if (!keeps_place(changes, theirs, counters)) there.data_begins = theirs.sequences_consumed;
+  const int64_t steps = run_steps(config.run, there);
   if (theirs.step > steps) {
-    fail_input(config.where("train.steps"),
-               fmt::format("train.steps is {}, the run has made {} ({}); give more to continue it",
-                           steps, theirs.step, loaded->path.string()));
+    const std::string setting = length_setting(config.run);
+    const bool epochs = config.run.train().has_epochs();
+    fail_input(config.where(setting),
+               fmt::format("{} is {}, the run has made {} ({}); give more to continue it", setting,
+                           epochs ? fmt::format("{} ({} steps)", config.run.train().epochs(), steps)
+                                  : std::to_string(steps),
+                           theirs.step, loaded->path.string()));
   }
   if (theirs.step == steps && has_final_adapter(run_dir, loaded->path)) {
     resumed.finished = true;
+    resumed.steps = steps;
     return resumed;
   }
   check_same_run(*loaded, factors, counters, config);
-  const std::vector<SettingChange> changes = changes_since(theirs, counters);
   if (!accept_changes) refuse_changes(changes, loaded->path.string(), config);
   take_over(counters, theirs, changes, resumed.notes);
   factors.load(loaded->state.adapter);

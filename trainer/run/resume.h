@@ -16,6 +16,7 @@ namespace lorashard {
 struct ResumedRun {
   bool found = false;
   bool finished = false;  // all its steps are made and RUN/adapter is there: nothing loaded
+  int64_t steps = 0;      // of the run, if it is finished; on the rank that loaded
   std::vector<std::string> notes;  // damaged checkpoints that were skipped, changed settings
 };
 

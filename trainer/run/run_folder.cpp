@@ -9,6 +9,34 @@
 #include "configs/error.h"
 
 namespace lorashard {
+namespace {
+
+// TRL's names, with _ where it has /.
+void add_pairs(nlohmann::ordered_json& line, const std::string& prefix,
+               const PreferenceTotals& mean) {
+  line[prefix + "rewards_chosen"] = mean.rewards_chosen;
+  line[prefix + "rewards_rejected"] = mean.rewards_rejected;
+  line[prefix + "rewards_margin"] = mean.rewards_chosen - mean.rewards_rejected;
+  line[prefix + "rewards_accuracy"] = mean.correct;
+  line[prefix + "logps_chosen"] = mean.logps_chosen;
+  line[prefix + "logps_rejected"] = mean.logps_rejected;
+}
+
+}  // namespace
+
+PreferenceTotals mean_of(const PreferenceTotals& sum, int64_t pairs) {
+  const auto n = double(pairs);
+  return {.rewards_chosen = sum.rewards_chosen / n,
+          .rewards_rejected = sum.rewards_rejected / n,
+          .correct = sum.correct / n,
+          .logps_chosen = sum.logps_chosen / n,
+          .logps_rejected = sum.logps_rejected / n};
+}
+
+std::string format_pairs(const PreferenceTotals& mean) {
+  return fmt::format(" rewards_margin {:.4f} rewards_accuracy {:.4f}",
+                     mean.rewards_chosen - mean.rewards_rejected, mean.correct);
+}
 
 std::string format_step(const StepMetrics& m, int64_t steps) {
   std::string text = fmt::format(
@@ -17,6 +45,7 @@ std::string format_step(const StepMetrics& m, int64_t steps) {
       m.step, steps, m.loss ? fmt::format("{:.4f}", *m.loss) : "none", m.learning_rate, m.grad_norm,
       m.tokens, m.tokens_per_s, m.step_time_s, m.peak_rss_mib);
   if (!m.loss) text += " (no label in the batch, no update)";
+  if (m.pairs) text += format_pairs(*m.pairs);
   if (m.eval_loss) text += fmt::format(" eval_loss {:.4f}", *m.eval_loss);
   return text;
 }
@@ -47,6 +76,7 @@ MetricsFile::~MetricsFile() { std::fclose(file_); }
 void MetricsFile::append(const StepMetrics& m) {
   nlohmann::ordered_json line;
   line["step"] = m.step;
+  line["epoch"] = m.epoch;
   line["loss"] = m.loss ? nlohmann::ordered_json(*m.loss) : nlohmann::ordered_json(nullptr);
   line["learning_rate"] = m.learning_rate;
   line["grad_norm"] = m.grad_norm;
@@ -55,7 +85,9 @@ void MetricsFile::append(const StepMetrics& m) {
   line["step_time_s"] = m.step_time_s;
   line["tokens_per_s"] = m.tokens_per_s;
   line["peak_rss_mib"] = m.peak_rss_mib;
+  if (m.pairs) add_pairs(line, "", *m.pairs);
   if (m.eval_loss) line["eval_loss"] = *m.eval_loss;
+  if (m.eval_pairs) add_pairs(line, "eval_", *m.eval_pairs);
   const std::string text = line.dump() + "\n";
   if (std::fwrite(text.data(), 1, text.size(), file_) != text.size() || std::fflush(file_) != 0) {
     const int error = errno;

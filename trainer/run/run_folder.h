@@ -12,12 +12,14 @@
 #include "checkpoint/file_io.h"
 #include "checkpoint/file_lock.h"
 #include "configs/config.h"
+#include "kernels/preference.h"
 
 namespace lorashard {
 
 // One line of metrics.jsonl.
 struct StepMetrics {
   int64_t step = 0;            // counts from 1
+  double epoch = 0;            // visits of the present data so far; 1.5: half of the second
   std::optional<double> loss;  // none without an unmasked token: no update was made
   double learning_rate = 0, grad_norm = 0;
   int64_t tokens = 0;    // input tokens of the step, all ranks
@@ -25,7 +27,12 @@ struct StepMetrics {
   double step_time_s = 0, tokens_per_s = 0;
   double peak_rss_mib = 0;  // of the largest rank
   std::optional<double> eval_loss;
+  std::optional<PreferenceTotals> pairs, eval_pairs;  // means over the pairs, of preference formats
 };
+
+PreferenceTotals mean_of(const PreferenceTotals& sum, int64_t pairs);
+// " rewards_margin 0.1234 rewards_accuracy 0.7500".
+std::string format_pairs(const PreferenceTotals& mean);
 
 // The console line of a step.
 std::string format_step(const StepMetrics& m, int64_t steps);

@@ -34,7 +34,7 @@ Recompute recompute(const RunConfig& run) {
 
 std::vector<std::string> with_model_and_adapter(std::vector<std::string> files,
                                                 const RunConfig& run, const std::string& adapter) {
-  const bool tokenized = run.data().format() != RunConfig::Data::TOKENS;
+  const bool tokenized = !has_token_ids(run.data().format());
   for (const auto& more : {adapter_files(adapter), model_files(run.model().path(), tokenized)}) {
     files.insert(files.end(), more.begin(), more.end());
   }
@@ -52,7 +52,7 @@ DatasetOptions dataset_options(const RunConfig& run, const BaseModel& base) {
   options.append_eos = data.append_eos();
   options.add_bos = data.add_bos();
   options.vocab_size = base.config().vocab_size;
-  if (data.format() == RunConfig::Data::TOKENS) return options;
+  if (has_token_ids(data.format())) return options;
   auto tokenizer = Tokenizer::from_directory(base.path());
   options.leading_ids = tokenizer->leading_ids();
   options.notes = tokenizer->notes();
@@ -66,8 +66,10 @@ DatasetOptions dataset_options(const RunConfig& run, const BaseModel& base) {
 ModelOptions eval_options(const RunConfig& run) {
   ModelOptions o;
   o.activation_type = run.compute().dtype() == RunConfig::Compute::BF16 ? DType::BF16 : DType::F32;
-  o.max_tokens = run.train().micro_batch_size() * run.data().seq_len();
+  const bool pairs = is_preference(run.data().format());
+  o.max_tokens = run.train().micro_batch_size() * run.data().seq_len() * (pairs ? 2 : 1);
   o.max_positions = run.data().seq_len();
+  if (pairs) o.preference_beta = run.dpo().beta();
   return o;
 }
 
@@ -82,16 +84,31 @@ ModelOptions training_options(const RunConfig& run, const Stream& stream, int ho
   return o;
 }
 
+int64_t run_steps(const RunConfig& run, const TrainingCounters& counters) {
+  if (!run.train().has_epochs()) return run.train().steps();
+  return steps_of_epochs(run.train().epochs(), counters.sequences, run.train().global_batch_size(),
+                         {counters.step, counters.sequences_consumed, counters.data_begins});
+}
+
+std::string length_setting(const RunConfig& run) {
+  return run.train().has_epochs() ? "train.epochs" : "train.steps";
+}
+
 OptimizerSettings optimizer_settings(const RunConfig& run) {
   const auto& o = run.optimizer();
   return {float(o.beta1()), float(o.beta2()), float(o.epsilon()), float(o.weight_decay()),
           o.max_grad_norm()};
 }
 
-double learning_rate(const RunConfig& run, int64_t step) {
-  return run.optimizer().learning_rate() * schedule_factor(schedule_kind(run), step,
-                                                           run.schedule().warmup_steps(),
-                                                           run.train().steps());
+double learning_rate(const RunConfig& run, int64_t step, int64_t steps) {
+  const double peak = run.optimizer().learning_rate();
+  const auto& s = run.schedule();
+  const Schedule schedule{
+      .kind = schedule_kind(run),
+      .warmup = s.warmup_ratio() > 0 ? warmup_steps(s.warmup_ratio(), steps) : s.warmup_steps(),
+      .minimum = peak > 0 ? s.min_learning_rate() / peak : 0,
+      .cycles = s.cycles()};
+  return peak * schedule_factor(schedule, step, steps);
 }
 
 std::vector<std::string> training_files(const RunConfig& run) {

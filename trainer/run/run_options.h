@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "checkpoint/base_model.h"
+#include "checkpoint/training_state.h"
 #include "configs/config.h"
 #include "trainer/data/dataset.h"
 #include "trainer/model/model.h"
@@ -22,9 +23,14 @@ ModelOptions eval_options(const RunConfig& run);
 // Of one that trains on this stream, on one of `host_ranks` ranks that share the host's memory.
 ModelOptions training_options(const RunConfig& run, const Stream& stream, int host_ranks);
 
+// Optimizer steps of the run in all, its length, where it stands as `counters` say; and the setting
+// that gives it.
+int64_t run_steps(const RunConfig& run, const TrainingCounters& counters);
+std::string length_setting(const RunConfig& run);
+
 OptimizerSettings optimizer_settings(const RunConfig& run);
-// In optimizer step `step`, which counts from 0.
-double learning_rate(const RunConfig& run, int64_t step);
+// In optimizer step `step` of `steps`, which counts from 0.
+double learning_rate(const RunConfig& run, int64_t step, int64_t steps);
 
 // The files that decide what train or eval computes, on which the ranks must agree
 // (agree_on_inputs): the data first. `adapter` may be empty.

@@ -34,7 +34,9 @@ bool is_recorded(const std::string& path) {
   return is_one_of(path, kAlways) || !is_one_of(path, kNever);
 }
 
-bool is_to_accept(const std::string& path) {
+bool is_to_accept(const std::string& path, const std::string& before, const std::string& after) {
+  // Steps that cross the end of an epoch, and steps that end with it, see other sequences.
+  if (path == "train.epochs") return before == "0" || after == "0";
   return path != "data.eval" && is_one_of(path, {"data.", "train.seed", "train.global_batch_size"});
 }
 
@@ -73,6 +75,9 @@ std::pair<std::string, std::string> split(const std::string& setting) {
 std::vector<std::string> recorded_settings(const RunConfig& run) {
   std::vector<std::string> settings;
   record(run, "", settings);
+  if (run.train().has_epochs()) {
+    std::erase_if(settings, [](const std::string& s) { return s.starts_with("train.steps: "); });
+  }
   return settings;
 }
 
@@ -87,7 +92,8 @@ std::vector<SettingChange> changed_settings(const std::vector<std::string>& befo
   std::vector<SettingChange> changes;
   for (const std::string& setting : now) {
     const auto [path, value] = split(setting);
-    if (values[path] != value) changes.push_back({path, values[path], value, is_to_accept(path)});
+    const std::string& was = values[path];
+    if (was != value) changes.push_back({path, was, value, is_to_accept(path, was, value)});
   }
   return changes;
 }

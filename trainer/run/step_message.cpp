@@ -2,12 +2,13 @@
 
 #include <algorithm>
 #include <cassert>
+#include <cstring>
 
 namespace lorashard {
 namespace {
 
-// Loss (2), unmasked (2), tokens (2), four flags; then each rank's rss in a place of its own.
-constexpr int64_t kFixed = 10;
+// Totals, unmasked (2), tokens (2), four flags; then each rank's rss in a place of its own.
+constexpr int64_t kTotals = 2 * kLossTotals, kFixed = kTotals + 8;
 
 // A count is two floats whose sums over up to 4096 ranks stay exact.
 constexpr int64_t kCountBase = 4096;
@@ -17,7 +18,7 @@ constexpr int64_t kCountBase = 4096;
 int64_t StepMessage::floats(int world_size) { return kFixed + world_size; }
 
 std::vector<float> StepMessage::encode(int rank, int world_size) const {
-  std::vector<float> message(2);
+  std::vector<float> message(kTotals);
   for (const int64_t count : {unmasked, tokens}) {
     message.push_back(float(count / kCountBase));
     message.push_back(float(count % kCountBase));
@@ -31,8 +32,12 @@ std::vector<float> StepMessage::encode(int rank, int world_size) const {
 
 StepMessage StepMessage::decode(std::span<const float> sum) {
   StepMessage m;
-  m.loss_sum = double(sum[kLossHigh]) + double(sum[kLossLow]);
-  size_t at = 2;
+  double totals[kLossTotals];
+  for (size_t i = 0; i < size_t(kLossTotals); ++i) {
+    totals[i] = double(sum[2 * i]) + double(sum[2 * i + 1]);
+  }
+  std::memcpy(static_cast<void*>(&m.totals), totals, sizeof totals);
+  size_t at = kTotals;
   for (int64_t* count : {&m.unmasked, &m.tokens}) {
     *count = int64_t(sum[at]) * kCountBase + int64_t(sum[at + 1]);
     at += 2;

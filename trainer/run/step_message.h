@@ -6,13 +6,15 @@
 #include <span>
 #include <vector>
 
+#include "kernels/preference.h"
+
 namespace lorashard {
 
 // Of a tensor-parallel group, which computes the same loss on every rank, only one rank counts loss
 // and tokens.
 struct StepMessage {
-  double loss_sum = 0;       // over unmasked tokens; decoded only: encode() leaves it to the device
-  int64_t unmasked = 0;      // tokens that loss_sum is of
+  LossTotals totals = {};    // decoded only: encode() leaves them to the device
+  int64_t unmasked = 0;      // tokens that count in the loss
   int64_t tokens = 0;        // input tokens
   bool interrupted = false;  // SIGINT arrived
   bool terminated = false;   // SIGTERM arrived
@@ -22,9 +24,8 @@ struct StepMessage {
 
   // Length of the message in a world of this size.
   static int64_t floats(int world_size);
-  // Where in it the loss goes, as the two floats of split_double, so that nothing is lost to fp32.
-  static constexpr int64_t kLossHigh = 0, kLossLow = 1;
-  // Counts are exact over up to 4096 ranks. The loss is zero.
+  // Double i of the totals goes to floats 2 i and 2 i + 1, the two of split_double, so that nothing
+  // is lost to fp32. Counts are exact over up to 4096 ranks. The totals are zero.
   std::vector<float> encode(int rank, int world_size) const;
   static StepMessage decode(std::span<const float> sum);
 };

@@ -34,11 +34,11 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 
 // Every rank has the same all-reduced values here, so every rank throws alike.
 void check_step(const StepSums& sum, double norm, int64_t step) {
-  if (std::isfinite(sum.loss_sum) && std::isfinite(norm)) return;
+  if (std::isfinite(sum.totals.loss) && std::isfinite(norm)) return;
   fail_on_all_ranks(kExitFailure, fmt::format("step {}", step),
                     fmt::format("loss {} and gradient norm {} are not finite; lower "
                                 "optimizer.learning_rate, or look at the data of this step",
-                                sum.loss_sum / double(std::max<int64_t>(1, sum.unmasked)), norm));
+                                sum.totals.loss / double(std::max<int64_t>(1, sum.terms)), norm));
 }
 
 std::string describe(const BaseModel& base, const Factors& factors, const Model& model,
@@ -82,6 +82,7 @@ class Trainer {
     on_first_rank(world_, [&] { write_run(write); });
   }
   Model& model() { return loaded_->model; }
+  bool pairs() const { return is_preference(run_.data().format()); }
   bool every(int64_t interval) const { return interval > 0 && counters_.step % interval == 0; }
 
   const Config& config_;
@@ -105,6 +106,7 @@ class Trainer {
   std::optional<BatchStream> batches_;
   std::optional<MetricsFile> metrics_;  // on the first rank
   std::unique_ptr<FolderLock> lock_;    // on the first rank
+  int64_t steps_ = 0;                   // of the run
   bool finished_ = false;               // before this call: nothing is to be done
   bool look_within_step_ = false;       // the step before was long; the same on all ranks
   int64_t saved_step_ = -1;             // of the newest checkpoint that this call wrote
@@ -182,9 +184,9 @@ void Trainer::make_factors() {
 
 void Trainer::start_or_resume() {
   ResumedRun resumed;
+  counters_.sequences = train_data_->size();
   on_first_rank(world_, [&] {
     const RunConfig resolved = resolved_config(run_, plan_);
-    counters_.sequences = train_data_->size();
     counters_.settings = recorded_settings(resolved);
     if (options_.resume) {
       resumed = load_run(run_dir_, session_.base->config(), *factors_, *buffers_, counters_,
@@ -197,6 +199,7 @@ void Trainer::start_or_resume() {
     share_run(resumed, *factors_, *buffers_, counters_, world_);
   }
   finished_ = resumed.finished;
+  steps_ = finished_ ? resumed.steps : run_steps(run_, counters_);
   if (resumed.found) return;
   if (plan_.start) {
     factors_->load(*plan_.start);
@@ -211,7 +214,8 @@ void Trainer::make_model() {
   batches_.emplace(
       train_data_, run_.train().seed(), run_.data().shuffle(), run_.train().global_batch_size(),
       run_.train().micro_batch_size(), mesh_.dp_rank, mesh_.dp_size,
-      StreamPosition{counters_.step, counters_.sequences_consumed, counters_.data_begins});
+      StreamPosition{counters_.step, counters_.sequences_consumed, counters_.data_begins},
+      run_.train().has_epochs());
 }
 
 // Forward and backward over this rank's micro-batches of the step. A tensor-parallel group that
@@ -222,7 +226,7 @@ StepMessage Trainer::accumulate_gradients() {
   clear_gradients(stream_, *buffers_);
   model().clear_loss();
   int signal = 0;
-  for (int64_t m = 0; m < batches_->micro_batches(); ++m) {
+  for (int64_t m = 0; m < batches_->micro_batches(counters_.step); ++m) {
     if (look_within_step_ && (signal = stop_signal_of_group(mesh_, options_.stop_signal)) != 0) {
       mine.left = true;
       break;
@@ -249,19 +253,21 @@ StepMetrics Trainer::optimizer_step(const StepSums& sum) {
   const int64_t step = counters_.step;
   const double norm = gradient_norm(sum);
   check_step(sum, norm, step + 1);
-  const double rate = learning_rate(run_, step);
+  const double rate = learning_rate(run_, step, steps_);
   counters_.step = step + 1;
   if (sum.unmasked > 0) {
     apply_step(stream_, *factors_, *buffers_, optimizer_settings(run_), rate,
-               counters_.step - counters_.steps_skipped, sum.unmasked, norm);
+               counters_.step - counters_.steps_skipped, sum.terms, norm);
   } else {
     ++counters_.steps_skipped;
   }
-  counters_.sequences_consumed += run_.train().global_batch_size();
+  counters_.sequences_consumed += batches_->sequences(step);
   counters_.tokens += sum.unmasked;
   StepMetrics line;
   line.step = counters_.step;
-  if (sum.unmasked > 0) line.loss = sum.loss_sum / double(sum.unmasked);
+  line.epoch = batches_->epoch_after(step);
+  if (sum.unmasked > 0) line.loss = sum.totals.loss / double(sum.terms);
+  if (pairs()) line.pairs = mean_of(sum.totals.pairs, sum.terms);
   line.learning_rate = rate;
   line.grad_norm = norm;
   line.tokens = sum.tokens;
@@ -300,45 +306,48 @@ int Trainer::add_eval_loss(StepMetrics& line) {
   const EvalSum eval =
       evaluate_loss(model(), eval_data_, run_.data().eval(), run_.train().micro_batch_size(), mesh_,
                     options_.stop_within_steps ? options_.stop_signal : std::function<int()>{});
-  if (eval.stop_signal == 0) line.eval_loss = eval.mean();
+  if (eval.stop_signal == 0) {
+    line.eval_loss = eval.mean();
+    if (pairs()) line.eval_pairs = mean_of(eval.totals.pairs, eval.terms);
+  }
   return eval.stop_signal;
 }
 
 // `ending`: no further step follows.
 void Trainer::report(const StepMetrics& line, bool ending) {
-  const int64_t steps = run_.train().steps();
   if (metrics_) write_run([&] { metrics_->append(line); });
   if (ending || line.eval_loss || every(run_.train().log_every())) {
-    console_.line(format_step(line, steps));
+    console_.line(format_step(line, steps_));
   }
-  console_.progress(line.step, steps, fmt::format("loss {:.4f}", line.loss.value_or(0)));
+  console_.progress(line.step, steps_, fmt::format("loss {:.4f}", line.loss.value_or(0)));
 }
 
 int Trainer::run() {
-  const int64_t steps = run_.train().steps();
   if (finished_) {
     console_.line(
         fmt::format("the run in {} is finished ({} of {} steps) and left as it is; raise "
-                    "train.steps to continue it",
-                    run_dir_.string(), steps, steps));
+                    "{} to continue it",
+                    run_dir_.string(), steps_, steps_, length_setting(run_)));
     return 0;
   }
   const int64_t check_every = run_.train().replica_check_every();
-  for (bool first_step = true; counters_.step < steps; first_step = false) {
+  for (bool first_step = true; counters_.step < steps_; first_step = false) {
     const auto start = std::chrono::steady_clock::now();
     const ProfileSpan span("step", "step");
     set_step_for_waits(counters_.step + 1);
     const StepMessage mine = accumulate_gradients();
     if (first_step) options_.first_step_ends();
-    const StepSums sum = reduce_step(stream_, *buffers_, world_, mine,
-                                     mesh_.tp_rank == 0 ? model().loss_sum() : nullptr);
+    StepSums sum = reduce_step(stream_, *buffers_, world_, mine,
+                               mesh_.tp_rank == 0 ? model().loss_totals() : nullptr,
+                               pairs() ? kLossTotals : 1);
+    if (pairs()) sum.terms = batches_->sequences(counters_.step);
     look_within_step_ = options_.stop_within_steps && sum.slow;
     int signal = sum.terminated ? SIGTERM : sum.interrupted ? SIGINT : 0;
     if (sum.left) return stop(signal);
     StepMetrics line = optimizer_step(sum);
     line.step_time_s = seconds_since(start);
     line.tokens_per_s = double(sum.tokens) / line.step_time_s;
-    const bool last = counters_.step == steps;
+    const bool last = counters_.step == steps_;
     if (eval_data_ && signal == 0 && (last || every(run_.train().eval_every()))) {
       signal = add_eval_loss(line);
     }
