@@ -30,15 +30,19 @@ RunResult run_golden(const std::string& name, const fs::path& out, int tensor, i
                      std::vector<std::string> settings, bool resume, int stop_after,
                      bool accept_changes) {
   const fs::path dir = golden("peft/" + name);
+  fs::path model = dir / "model";
+  for (const std::string& s : settings) {
+    if (s.starts_with("model.path=")) model = s.substr(s.find('=') + 1);
+  }
   settings.insert(settings.begin(),
-                  {"model.path=" + (dir / "model").string(), "output.dir=" + out.string(),
-                   "parallel.tensor=" + std::to_string(tensor)});
+                  {"output.dir=" + out.string(), "parallel.tensor=" + std::to_string(tensor)});
   const auto override_path = [&](const std::string& setting, const fs::path& path) {
     for (const std::string& s : settings) {
       if (s.starts_with(setting + "=")) return;
     }
     settings.push_back(setting + "=" + path.string());
   };
+  override_path("model.path", model);
   override_path("data.train", dir / "data.jsonl");
   override_path("data.eval", dir / "eval.jsonl");
   override_path("lora.init_from", dir / "adapter");
@@ -59,27 +63,26 @@ RunResult run_golden(const std::string& name, const fs::path& out, int tensor, i
   RunResult result;
   result.metrics = read_json_lines(out / "metrics.jsonl");
   if (stop_after == 0) {
-    const auto base = BaseModel::open((dir / "model").string());
-    result.adapter = read_adapter(out / "adapter", linear_modules(base->config()));
+    const auto base = BaseModel::open(model.string());
+    result.adapter = read_adapter(out / "adapter", base->config());
   }
   return result;
 }
 
 double adapter_distance(const Adapter& x, const Adapter& y) {
-  EXPECT_EQ(x.modules.size(), y.modules.size());
+  const auto of_x = tensors_of(x), of_y = tensors_of(y);
+  EXPECT_EQ(of_x.size(), of_y.size());
   double worst = 0;
-  for (size_t m = 0; m < x.modules.size(); ++m) {
-    for (const auto factor : {&AdapterModule::a, &AdapterModule::b}) {
-      const std::vector<float>& u = x.modules[m].*factor;
-      const std::vector<float>& v = y.modules[m].*factor;
-      EXPECT_EQ(u.size(), v.size());
-      double difference = 0, norm = 0;
-      for (size_t i = 0; i < u.size(); ++i) {
-        difference += std::pow(double(u[i]) - v[i], 2);
-        norm += std::pow(double(v[i]), 2);
-      }
-      worst = std::max(worst, std::sqrt(difference / norm));
+  for (size_t t = 0; t < of_x.size(); ++t) {
+    EXPECT_EQ(of_x[t].file_name, of_y[t].file_name);
+    const std::vector<float>&u = *of_x[t].values, &v = *of_y[t].values;
+    EXPECT_EQ(u.size(), v.size());
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < u.size(); ++i) {
+      difference += std::pow(double(u[i]) - v[i], 2);
+      norm += std::pow(double(v[i]), 2);
     }
+    worst = std::max(worst, std::sqrt(difference / norm));
   }
   return worst;
 }

@@ -84,8 +84,8 @@ ModelOptions training_options(const RunConfig& run, const Stream& stream, int ho
 
 OptimizerSettings optimizer_settings(const RunConfig& run) {
   const auto& o = run.optimizer();
-  return {float(o.beta1()), float(o.beta2()), float(o.epsilon()), float(o.weight_decay()),
-          o.max_grad_norm()};
+  return {float(o.beta1()),        float(o.beta2()),  float(o.epsilon()),
+          float(o.weight_decay()), o.max_grad_norm(), o.loraplus_lr_ratio()};
 }
 
 double learning_rate(const RunConfig& run, int64_t step) {

@@ -105,6 +105,7 @@ class Trainer {
   std::optional<BatchStream> batches_;
   std::optional<MetricsFile> metrics_;  // on the first rank
   std::unique_ptr<FolderLock> lock_;    // on the first rank
+  bool fresh_ = false;                  // the factors are new, not read
   bool finished_ = false;               // before this call: nothing is to be done
   bool look_within_step_ = false;       // the step before was long; the same on all ranks
   int64_t saved_step_ = -1;             // of the newest checkpoint that this call wrote
@@ -197,17 +198,19 @@ void Trainer::start_or_resume() {
     share_run(resumed, *factors_, *buffers_, counters_, world_);
   }
   finished_ = resumed.finished;
+  fresh_ = !resumed.found && !plan_.start;
   if (resumed.found) return;
   if (plan_.start) {
     factors_->load(*plan_.start);
   } else {
-    factors_->initialize(run_.train().seed());
+    factors_->initialize(run_.train().seed(), *session_.base);
   }
 }
 
 void Trainer::make_model() {
   loaded_ = load_model(session_, &*factors_, buffers_->gradients(),
                        training_options(run_, stream_, session_.ranks.host_ranks));
+  if (fresh_) model().initialize_magnitudes();
   batches_.emplace(
       train_data_, run_.train().seed(), run_.data().shuffle(), run_.train().global_batch_size(),
       run_.train().micro_batch_size(), mesh_.dp_rank, mesh_.dp_size,
@@ -254,6 +257,7 @@ StepMetrics Trainer::optimizer_step(const StepSums& sum) {
   if (sum.unmasked > 0) {
     apply_step(stream_, *factors_, *buffers_, optimizer_settings(run_), rate,
                counters_.step - counters_.steps_skipped, sum.unmasked, norm);
+    model().factors_changed();
   } else {
     ++counters_.steps_skipped;
   }
