@@ -48,16 +48,22 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return text + ")";
 }
 
-// Module "model.layers.0.self_attn.q_proj" and LoraA of "PREFIX" + module + ".lora_A.weight"; some
-// tools leave the adapter's name in: lora_A.default.weight.
+// How names of a kind may end: some tools leave the adapter's name in, lora_A.default.weight, and a
+// magnitude's ".weight", which PEFT removes.
+std::vector<std::string> endings_of(const AdapterTensorSpec& spec) {
+  const std::string name = std::string(".") + spec.name, weight = ".weight";
+  if (!name.ends_with(weight)) return {name, name + weight, name + ".default" + weight};
+  return {name, name.substr(0, name.size() - weight.size()) + ".default" + weight};
+}
+
+// Module "model.layers.0.self_attn.q_proj" and LoraA of "PREFIX" + module + ".lora_A.weight".
 struct FactorName {
   std::string prefix, module;
   AdapterTensorKind kind;
 };
 std::optional<FactorName> parse_factor_name(const std::string& tensor) {
   for (const AdapterTensorSpec& spec : kAdapterTensors)
-    for (const char* end : {".weight", ".default.weight"}) {
-      const std::string suffix = std::string(".") + spec.name + end;
+    for (const std::string& suffix : endings_of(spec)) {
       if (!tensor.ends_with(suffix)) continue;
       const std::string body = tensor.substr(0, tensor.size() - suffix.size());
       // What stands before the model's own names; without one of them, PEFT's prefix alone is
@@ -93,41 +99,71 @@ std::optional<FactorName> parse_factor_name(const std::string& tensor) {
 }
 
 std::string factor_name(const std::string& module, const AdapterTensorSpec& spec) {
-  return kPrefix + module + "." + spec.name + ".weight";
+  return kPrefix + module + "." + spec.name;
 }
 
-// The file's tensors by kind, then by module.
-using TensorsByModule = std::map<std::string, const TensorInfo*>;
-using TensorsByKind = std::array<TensorsByModule, std::size(kAdapterTensors)>;
-TensorsByKind collect_factors(const SafetensorsFile& file, const std::string& path) {
-  TensorsByKind by_kind;
+std::vector<int64_t> shape_of(const AdapterModule& m, const AdapterTensorSpec& t) {
+  if (t.rows == AdapterDim::One) return {dim_of(m, t.cols)};
+  return {dim_of(m, t.rows), dim_of(m, t.cols)};
+}
+
+template <class Floats, class Values>
+std::vector<AdapterTensorView<Floats>> list_tensors(Values& adapter) {
+  std::vector<AdapterTensorView<Floats>> list;
+  for (auto& m : adapter.modules)
+    for (const AdapterTensorSpec& t : kAdapterTensors) {
+      if (!has_tensor(m, t)) continue;
+      std::string name = m.name + "." + t.name;
+      if (const std::string end = ".weight"; name.ends_with(end))
+        name.resize(name.size() - end.size());
+      list.push_back({factor_name(m.name, t), name, shape_of(m, t), &(m.*t.values)});
+    }
+  for (auto& t : adapter.trained)
+    list.push_back({kPrefix + t.file_name, t.base.name,
+                    t.base.vector ? std::vector{t.size()} : std::vector{t.base.rows, t.base.cols},
+                    &t.values});
+  return list;
+}
+
+// The file's tensors: factors by kind, then by module; those of the base by their names behind
+// PEFT's prefix.
+using TensorsByName = std::map<std::string, const TensorInfo*>;
+struct FileTensors {
+  std::array<TensorsByName, std::size(kAdapterTensors)> factors;
+  TensorsByName trained;
+};
+FileTensors collect_tensors(const SafetensorsFile& file, const std::string& path) {
+  FileTensors tensors;
   for (const TensorInfo& t : file.tensors()) {
     const auto name = parse_factor_name(t.name);
+    if (!name && t.name.starts_with(kPrefix) && t.name.ends_with(".bias")) {
+      tensors.trained.emplace(t.name.substr(std::strlen(kPrefix)), &t);
+      continue;
+    }
     if (!name)
       fail_input(path + ": " + t.name,
                  "is no LoRA factor of a linear layer (base_model.model.MODULE.lora_A.weight or "
                  "lora_B.weight was expected); nothing else is supported");
     if (name->prefix != kPrefix || name->module.starts_with("layers."))
       fail_prefix(path + ": " + t.name, *name);
-    if (t.dtype != DType::F32 && t.dtype != DType::BF16 && t.dtype != DType::F16)
-      fail_input(path + ": " + t.name, "is stored as " + std::string(name_of(t.dtype)) +
-                                           "; F32, BF16 or F16 is expected");
-    if (!by_kind[size_t(name->kind)].emplace(name->module, &t).second)
+    if (!tensors.factors[size_t(name->kind)].emplace(name->module, &t).second)
       fail_input(path + ": " + t.name, std::string("is a second ") +
                                            kAdapterTensors[size_t(name->kind)].name +
                                            " of the same module; one is expected");
   }
-  return by_kind;
+  return tensors;
 }
 
-std::vector<float> read_factor(const SafetensorsFile& file, const std::string& path,
-                               const TensorInfo& t, int64_t rows, int64_t cols) {
-  const std::vector<int64_t> expected = {rows, cols};
+std::vector<float> read_values(const SafetensorsFile& file, const std::string& path,
+                               const TensorInfo& t, const std::vector<int64_t>& expected) {
   if (t.shape != expected)
     fail_input(path + ": " + t.name,
                "has the shape " + shape_text(t.shape) + "; the base and the " +
                    "rank in adapter_config.json ask for " + shape_text(expected));
-  std::vector<float> values(static_cast<size_t>(rows * cols));
+  if (t.dtype != DType::F32 && t.dtype != DType::BF16 && t.dtype != DType::F16)
+    fail_input(path + ": " + t.name,
+               "is stored as " + std::string(name_of(t.dtype)) + "; F32, BF16 or F16 is expected");
+  std::vector<float> values(t.bytes / size_t(size_of(t.dtype)));
   for (size_t i = 0; i < values.size(); ++i) {
     values[i] = load_scalar(file.data(t), t.dtype, int64_t(i));
     if (!std::isfinite(values[i]))
@@ -135,6 +171,19 @@ std::vector<float> read_factor(const SafetensorsFile& file, const std::string& p
                                            std::to_string(i) + "); the adapter is damaged");
   }
   return values;
+}
+
+// The biases that a file holds, as tensors of a base: stands in for the base where there is none.
+std::vector<TensorSpec> bias_tensors(const TensorsByName& trained) {
+  std::vector<TensorSpec> tensors;
+  for (const auto& [name, info] : trained) {
+    std::string base = name;
+    if (const size_t at = base.rfind(".base_layer.bias"); at != std::string::npos)
+      base.replace(at, std::string::npos, ".bias");
+    const int64_t n = info->shape.size() == 1 ? info->shape[0] : 0;
+    tensors.push_back({base, 1, n, true, Split::None});
+  }
+  return tensors;
 }
 
 std::string read_peft_text(const fs::path& dir) {
@@ -192,50 +241,102 @@ double lora_scaling(const AdapterConfig& config, int64_t rank, double alpha) {
 
 int64_t adapter_elements(const AdapterModule& m) {
   int64_t elements = 0;
-  for (const AdapterTensorSpec& t : kAdapterTensors) elements += m.*t.rows * m.*t.cols;
+  for (const AdapterTensorSpec& t : kAdapterTensors)
+    if (has_tensor(m, t)) elements += dim_of(m, t.rows) * dim_of(m, t.cols);
   return elements;
+}
+
+int64_t dim_of(const AdapterModule& m, AdapterDim dim) {
+  switch (dim) {
+    case AdapterDim::One:
+      return 1;
+    case AdapterDim::Rank:
+      return m.rank;
+    case AdapterDim::In:
+      return m.in_features;
+    case AdapterDim::Out:
+      return m.out_features;
+  }
+  return 0;
+}
+
+std::vector<AdapterTensorView<std::vector<float>>> tensors_of(AdapterValues& adapter) {
+  return list_tensors<std::vector<float>>(adapter);
+}
+
+std::vector<AdapterTensorView<const std::vector<float>>> tensors_of(const AdapterValues& adapter) {
+  return list_tensors<const std::vector<float>>(adapter);
 }
 
 double Adapter::scaling(const AdapterModule& m) const {
   return lora_scaling(config, m.rank, m.alpha);
 }
 
-Adapter read_adapter(const fs::path& dir, const std::vector<LinearModule>& modules) {
+Adapter read_adapter(const fs::path& dir, const ModelConfig& model) {
+  return read_adapter(dir, linear_modules(model), model_tensors(model));
+}
+
+Adapter read_adapter(const fs::path& dir, const std::vector<LinearModule>& modules,
+                     const std::vector<TensorSpec>& base) {
   const std::string config_path = (dir / kConfigFile).string();
   const std::string path = (dir / kWeightsFile).string();
-  const PeftConfig peft = parse_peft_config(read_peft_text(dir), config_path);
-  const SafetensorsFile file = open_weights(dir);
-  TensorsByKind tensors = collect_factors(file, path);
-
   Adapter adapter;
-  adapter.config = peft.config;
+  adapter.config = parse_peft_config(read_peft_text(dir), config_path);
+  const AdapterConfig& config = adapter.config;
+  const SafetensorsFile file = open_weights(dir);
+  FileTensors tensors = collect_tensors(file, path);
   if (const auto it = file.metadata().find(kDigestKey); it != file.metadata().end())
     adapter.config.base_digest = it->second;
 
-  const PatternTable<int64_t> ranks(peft.config.rank_pattern, peft.config.rank,
+  const PatternTable<int64_t> ranks(config.rank_pattern, config.rank,
                                     config_path + ": rank_pattern");
-  const PatternTable<double> alphas(peft.config.alpha_pattern, peft.config.alpha,
+  const PatternTable<double> alphas(config.alpha_pattern, config.alpha,
                                     config_path + ": alpha_pattern");
-  for (const LinearModule& m : match_peft_targets(peft, modules, config_path)) {
+  const std::vector<LinearModule> adapted = match_targets(config, modules, config_path);
+  for (const LinearModule& m : adapted) {
     AdapterModule module{.name = m.name,
                          .rank = ranks.of(m.name),
                          .in_features = m.in_features,
                          .out_features = m.out_features,
-                         .alpha = alphas.of(m.name)};
+                         .alpha = alphas.of(m.name),
+                         .dora = config.use_dora};
     for (const AdapterTensorSpec& t : kAdapterTensors) {
-      TensorsByModule& left = tensors[size_t(t.kind)];
+      if (!has_tensor(module, t)) continue;
+      TensorsByName& left = tensors.factors[size_t(t.kind)];
       const auto it = left.find(m.name);
       if (it == left.end())
         fail_input(path + ": " + factor_name(m.name, t),
-                   "is missing; target_modules in adapter_config.json asks for it");
-      module.*t.values = read_factor(file, path, *it->second, module.*t.rows, module.*t.cols);
+                   t.kind == AdapterTensorKind::Magnitude
+                       ? "is missing; use_dora in adapter_config.json asks for it"
+                       : "is missing; target_modules in adapter_config.json asks for it");
+      module.*t.values = read_values(file, path, *it->second, shape_of(module, t));
       left.erase(it);
     }
     adapter.modules.push_back(std::move(module));
   }
-  for (const TensorsByModule& rest : tensors)
+  adapter.trained =
+      trained_tensors(base.empty() ? bias_tensors(tensors.trained) : base, config, adapted);
+  for (TrainedTensor& t : adapter.trained) {
+    const auto it = tensors.trained.find(t.file_name);
+    if (it == tensors.trained.end())
+      fail_input(
+          path + ": " + kPrefix + t.file_name,
+          "is missing; bias in adapter_config.json is \"" + config.bias + "\" and asks for it");
+    t.values = read_values(file, path, *it->second, {t.size()});
+    tensors.trained.erase(it);
+  }
+  if (!tensors.trained.empty())
+    fail_input(path + ": " + tensors.trained.begin()->second->name,
+               config.bias == "none"
+                   ? "is no LoRA factor, and bias in adapter_config.json is \"none\""
+                   : "is no bias that bias \"" + config.bias +
+                         "\" in adapter_config.json trains in this base");
+  for (const TensorsByName& rest : tensors.factors)
     if (!rest.empty()) {
       const auto& [module, tensor] = *rest.begin();
+      if (parse_factor_name(tensor->name)->kind == AdapterTensorKind::Magnitude && !config.use_dora)
+        fail_input(path + ": " + tensor->name,
+                   "is a magnitude of DoRA, and use_dora in adapter_config.json is false");
       const bool known = std::any_of(modules.begin(), modules.end(),
                                      [&](const LinearModule& m) { return m.name == module; });
       fail_input(path + ": " + tensor->name,
@@ -243,12 +344,6 @@ Adapter read_adapter(const fs::path& dir, const std::vector<LinearModule>& modul
                          "choose; PEFT would ignore it"
                        : "belongs to " + module + ", which is no linear layer of the base model");
     }
-  if (!peft.layers_to_transform.empty()) {
-    adapter.config.target_modules.clear();
-    for (const AdapterModule& m : adapter.modules) adapter.config.target_modules.push_back(m.name);
-    adapter.config.exclude_modules.clear();
-    adapter.config.exclude_regex = false;
-  }
   return adapter;
 }
 
@@ -281,15 +376,12 @@ std::map<std::string, std::string> write_adapter(const fs::path& dir, const Adap
   digests[kConfigFile] = text.sha256();
 
   std::vector<SafetensorsWriter::Entry> entries;
-  for (const AdapterModule& m : adapter.modules)
-    for (const AdapterTensorSpec& t : kAdapterTensors)
-      entries.push_back({factor_name(m.name, t), DType::F32, {m.*t.rows, m.*t.cols}});
+  const auto tensors = tensors_of(adapter);
+  for (const auto& t : tensors) entries.push_back({t.file_name, DType::F32, t.shape});
   std::map<std::string, std::string> metadata = {{"format", "pt"}};
   if (!config.base_digest.empty()) metadata[kDigestKey] = config.base_digest;
   SafetensorsWriter weights(dir / kWeightsFile, entries, metadata);
-  for (const AdapterModule& m : adapter.modules)
-    for (const AdapterTensorSpec& t : kAdapterTensors)
-      weights.write((m.*t.values).data(), (m.*t.values).size() * sizeof(float));
+  for (const auto& t : tensors) weights.write(t.values->data(), t.values->size() * sizeof(float));
   weights.close();
   digests[kWeightsFile] = weights.sha256();
   return digests;
@@ -298,7 +390,9 @@ std::map<std::string, std::string> write_adapter(const fs::path& dir, const Adap
 std::vector<LinearModule> modules_of_factors(const fs::path& dir) {
   const std::string path = (dir / kWeightsFile).string();
   const SafetensorsFile file = open_weights(dir);
-  const auto [a, b] = collect_factors(file, path);
+  const FileTensors tensors = collect_tensors(file, path);
+  const TensorsByName &a = tensors.factors[size_t(AdapterTensorKind::LoraA)],
+                      &b = tensors.factors[size_t(AdapterTensorKind::LoraB)];
   std::vector<LinearModule> modules;
   for (const auto& [module, tensor] : a) {
     const auto partner = b.find(module);
@@ -314,7 +408,7 @@ std::vector<LinearModule> modules_of_factors(const fs::path& dir) {
 }
 
 std::vector<std::string> inspect_adapter(const fs::path& dir) {
-  const Adapter adapter = read_adapter(dir, modules_of_factors(dir));
+  const Adapter adapter = read_adapter(dir, modules_of_factors(dir), {});
   const AdapterConfig& c = adapter.config;
 
   int64_t weights = 0, low = c.rank, high = c.rank;
@@ -323,6 +417,7 @@ std::vector<std::string> inspect_adapter(const fs::path& dir) {
     low = std::min(low, m.rank);
     high = std::max(high, m.rank);
   }
+  for (const TrainedTensor& t : adapter.trained) weights += t.size();
   std::string targets;
   for (const std::string& t : c.target_modules) targets += (targets.empty() ? "" : ", ") + t;
   const auto number = [](double v) {
@@ -331,16 +426,22 @@ std::vector<std::string> inspect_adapter(const fs::path& dir) {
     if (s.back() == '.') s.pop_back();
     return s;
   };
+  if (!c.layers_to_transform.empty()) {
+    targets += "; in layers ";
+    for (size_t i = 0; i < c.layers_to_transform.size(); ++i)
+      targets += (i ? ", " : "") + std::to_string(c.layers_to_transform[i]);
+  }
   return {
-      "LoRA adapter (PEFT layout): " + dir.string(),
+      std::string(c.use_dora ? "DoRA" : "LoRA") + " adapter (PEFT layout): " + dir.string(),
       "rank " +
           (low == high ? std::to_string(low)
                        : std::to_string(low) + " to " + std::to_string(high)) +
           ", alpha " + number(c.alpha) + ", dropout " + number(c.dropout) +
           (c.use_rslora ? ", scaled by alpha / sqrt(rank)" : ", scaled by alpha / rank"),
       "target modules: " + targets,
-      std::to_string(adapter.modules.size()) + " modules, " + std::to_string(weights) +
-          " weights, all finite",
+      std::to_string(adapter.modules.size()) + " modules, " +
+          (c.bias == "none" ? "" : std::to_string(adapter.trained.size()) + " biases, ") +
+          std::to_string(weights) + " weights, all finite",
       "base model: " + (c.base_model.empty() ? "not named" : c.base_model),
       "base digest: " + (c.base_digest.empty() ? "none (made elsewhere)" : c.base_digest),
       std::string(kWeightsFile) + " SHA-256 " + sha256_file(dir / kWeightsFile),

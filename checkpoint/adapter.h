@@ -21,7 +21,14 @@ struct AdapterConfig {
   bool target_regex = false;                // PEFT: target_modules is a single string
   std::vector<std::string> exclude_modules;
   bool exclude_regex = false;  // PEFT: exclude_modules is a single string
-  bool use_rslora = false;     // scale alpha / sqrt(r)
+  // Only these layers; empty means all. layers_pattern: expressions for what stands before the
+  // layer's number in a module's name; empty means the first number counts.
+  std::vector<int64_t> layers_to_transform;
+  std::vector<std::string> layers_pattern;
+  bool use_rslora = false;  // scale alpha / sqrt(r)
+  bool use_dora = false;    // magnitudes of their own (Liu et al. 2024)
+  // Biases of the base that are trained: "none", "all", or "lora_only", those of adapted modules.
+  std::string bias = "none";
   // Regular expressions that match the end of a module's name, from a dot on. The first that
   // matches decides.
   std::vector<std::pair<std::string, int64_t>> rank_pattern;
@@ -45,41 +52,91 @@ double lora_scaling(const AdapterConfig& config, int64_t rank, double alpha);
 struct AdapterModule {
   std::string name;  // "model.layers.0.self_attn.q_proj"
   int64_t rank, in_features, out_features;
-  double alpha;                       // ΔW = scaling() B A
-  std::vector<float> a = {}, b = {};  // the tensors of kAdapterTensors
+  double alpha;       // ΔW = scaling() B A
+  bool dora = false;  // the merged weight is magnitude / ||W + ΔW|| (W + ΔW), norms row by row
+  std::vector<float> a = {}, b = {}, magnitude = {};  // the tensors of kAdapterTensors
 };
 
-// The tensors that an adapter has for each module, in the order of files. What goes over tensors
+// The tensors that an adapter may have for a module, in the order of files. What goes over tensors
 // (files here, flat buffers in trainer/) goes over this list: a further kind of tensor is a line.
-enum class AdapterTensorKind : uint8_t { LoraA, LoraB };  // indices of kAdapterTensors
+enum class AdapterTensorKind : uint8_t {
+  LoraA,  // this and the others of a module: indices of kAdapterTensors
+  LoraB,
+  Magnitude,  // with DoRA only
+  Base        // of no module: a TrainedTensor
+};
+enum class AdapterDim : uint8_t { One, Rank, In, Out };
 struct AdapterTensorSpec {
   AdapterTensorKind kind;
-  const char* name;  // in files: MODULE.name.weight
-  int64_t AdapterModule::*rows;
-  int64_t AdapterModule::*cols;
+  const char* name;                           // in files: MODULE.name
+  AdapterDim rows, cols;                      // rows of One: a vector
   std::vector<float> AdapterModule::*values;  // rows x cols
 };
 inline constexpr AdapterTensorSpec kAdapterTensors[] = {
-    {AdapterTensorKind::LoraA, "lora_A", &AdapterModule::rank, &AdapterModule::in_features,
+    {AdapterTensorKind::LoraA, "lora_A.weight", AdapterDim::Rank, AdapterDim::In,
      &AdapterModule::a},
-    {AdapterTensorKind::LoraB, "lora_B", &AdapterModule::out_features, &AdapterModule::rank,
-     &AdapterModule::b}};
+    {AdapterTensorKind::LoraB, "lora_B.weight", AdapterDim::Out, AdapterDim::Rank,
+     &AdapterModule::b},
+    {AdapterTensorKind::Magnitude, "lora_magnitude_vector", AdapterDim::One, AdapterDim::Out,
+     &AdapterModule::magnitude}};
+// Whether the module has that tensor.
+inline bool has_tensor(const AdapterModule& m, const AdapterTensorSpec& t) {
+  return t.kind != AdapterTensorKind::Magnitude || m.dora;
+}
 
+// Its size in one module.
+int64_t dim_of(const AdapterModule& m, AdapterDim dim);
 // Elements of all tensors of a module, from its shapes.
 int64_t adapter_elements(const AdapterModule& m);
 
-struct Adapter {
-  AdapterConfig config;
+// A tensor of the base that is trained itself and saved beside the factors: a bias, for example.
+// Its values, in fp32, row-major, stand for the base's; or their moments, or the shape alone.
+struct TrainedTensor {
+  TensorSpec base;        // which, its shape and its split
+  std::string file_name;  // behind "base_model.model." in adapter_model.safetensors
+  std::vector<float> values = {};
+  int64_t size() const { return base.rows * base.cols; }
+};
+
+// The values of an adapter, or their moments.
+struct AdapterValues {
   std::vector<AdapterModule> modules;
+  std::vector<TrainedTensor> trained = {};
+};
+
+struct Adapter : AdapterValues {
+  AdapterConfig config;
   double scaling(const AdapterModule& m) const;
 };
 
+// One tensor as files have it.
+template <class Values>
+struct AdapterTensorView {
+  std::string file_name;  // in adapter_model.safetensors
+  std::string name;       // in trainer_state.safetensors: before .weight, .exp_avg, .exp_avg_sq
+  std::vector<int64_t> shape;
+  Values* values;
+};
+// Every tensor, in the order of files: those of each module, then the others.
+std::vector<AdapterTensorView<std::vector<float>>> tensors_of(AdapterValues& adapter);
+std::vector<AdapterTensorView<const std::vector<float>>> tensors_of(const AdapterValues& adapter);
+
+// The tensors of the base that are trained beside the factors of the modules `adapted`, in the
+// order of `tensors` (model_tensors()); without values.
+std::vector<TrainedTensor> trained_tensors(const std::vector<TensorSpec>& tensors,
+                                           const AdapterConfig& config,
+                                           const std::vector<LinearModule>& adapted);
+
 // Reads and checks DIR: every setting that changes the mathematics and is not supported is refused
 // by name; every factor has its partner, fits the base (module names and shapes of `modules`), and
-// is finite; target_modules matches exactly the modules that have factors. F32, BF16 and F16 are
-// read. Modules come in the order of `modules`. Errors (status 2) read "FILE: what" or
-// "FILE: TENSOR: what".
-Adapter read_adapter(const fs::path& dir, const std::vector<LinearModule>& modules);
+// is finite; target_modules matches exactly the modules that have factors, and `bias` the trained
+// biases. F32, BF16 and F16 are read. Modules come in the order of `modules`, trained tensors in
+// that of `tensors`, the model's (model_tensors()), which may be empty where there is no base.
+// Errors (status 2) read "FILE: what" or "FILE: TENSOR: what".
+Adapter read_adapter(const fs::path& dir, const std::vector<LinearModule>& modules,
+                     const std::vector<TensorSpec>& tensors = {});
+// Of a base with this configuration.
+Adapter read_adapter(const fs::path& dir, const ModelConfig& model);
 
 // Those of `modules` that the adapter has factors for.
 std::vector<LinearModule> modules_with_factors(const Adapter& adapter,
@@ -90,12 +147,18 @@ std::vector<LinearModule> modules_with_factors(const Adapter& adapter,
 // name -> SHA-256.
 std::map<std::string, std::string> write_adapter(const fs::path& dir, const Adapter& adapter);
 
-// The modules that PEFT would adapt, in the order of `modules`: `targets` are names or dotted
+// The modules that PEFT would adapt, in the order of `modules`: target_modules are names or dotted
 // suffixes, or one regex (Python's syntax) that must match the whole name, or "all-linear" alone.
-// `excluded` has these forms too, but "all-linear". `others` are the model's modules that LoRA here
-// does not adapt (other_modules()); PEFT refuses them too, but for embedding and head. `where`
-// names the setting in errors (status 2): no match; a target that matches one of `others`; a broken
-// regex.
+// exclude_modules has these forms too, but "all-linear". layers_to_transform narrows names and
+// suffixes, but no entry of target_modules that is a module's whole name. `others` are the model's
+// modules that LoRA here does not adapt (other_modules()); PEFT refuses them too, but for embedding
+// and head. `where` names the setting in errors (status 2): no match; a target that matches one of
+// `others`; a broken regex. REQUIRES: layers_to_transform stands beside no regex or "all-linear".
+std::vector<LinearModule> match_targets(const AdapterConfig& config,
+                                        const std::vector<LinearModule>& modules,
+                                        const std::string& where,
+                                        const std::vector<std::string>& others = {});
+// Without layers_to_transform.
 std::vector<LinearModule> match_targets(const std::vector<LinearModule>& modules,
                                         const std::vector<std::string>& targets, bool regex,
                                         const std::vector<std::string>& excluded,
@@ -103,8 +166,8 @@ std::vector<LinearModule> match_targets(const std::vector<LinearModule>& modules
                                         const std::vector<std::string>& others = {});
 
 // What in `config` has no effect, a line each: an entry of target_modules or exclude_modules that
-// names no module of the model, a key of rank_pattern or alpha_pattern that decides for none of
-// `chosen`.
+// names no module of the model, a layer of layers_to_transform or an entry of layers_pattern that
+// the model has not, a key of rank_pattern or alpha_pattern that decides for none of `chosen`.
 std::vector<std::string> idle_selectors(const AdapterConfig& config,
                                         const std::vector<LinearModule>& modules,
                                         const std::vector<std::string>& others,
@@ -112,8 +175,8 @@ std::vector<std::string> idle_selectors(const AdapterConfig& config,
 
 // Writes target_modules as the names of the modules `chosen` of `modules`, by which any version of
 // PEFT finds these and no others: the last part of a name where all modules of that name are
-// chosen, else the whole name; exclude_modules becomes empty. A list that says this already stays
-// as it is.
+// chosen, else the whole name; exclude_modules, layers_to_transform and layers_pattern become
+// empty. Settings that say this already, but for exclude_modules, stay as they are.
 void name_targets(AdapterConfig& config, const std::vector<LinearModule>& modules,
                   const std::vector<LinearModule>& chosen);
 

@@ -26,11 +26,13 @@ const char* torch_name(DType t) {
   return t == DType::BF16 ? "bfloat16" : t == DType::F16 ? "float16" : "float32";
 }
 
-// One tensor of the export: the base's, its type in the file, and its factors if it has any.
+// One tensor of the export: the base's, its type in the file, and its factors, or what stands for
+// it, if it has any.
 struct Item {
   const BaseModel::Tensor* tensor;
   DType dtype;
   const AdapterModule* module;
+  const TrainedTensor* trained = nullptr;
   uint64_t bytes() const {
     return uint64_t(tensor->rows() * tensor->cols()) * uint64_t(size_of(dtype));
   }
@@ -45,10 +47,18 @@ std::vector<Item> list_items(const BaseModel& base, const Adapter& adapter,
                                 carried + ", this base's is " + options.base_digest);
   std::map<std::string, const AdapterModule*> by_weight;
   for (const AdapterModule& m : adapter.modules) by_weight[m.name + ".weight"] = &m;
+  std::map<std::string, const TrainedTensor*> trained;
+  for (const TrainedTensor& t : adapter.trained) trained[t.base.name] = &t;
   std::vector<Item> items;
   for (const BaseModel::Tensor& t : base.tensors()) {
     const auto it = by_weight.find(t.name);
     items.push_back({&t, options.dtype.value_or(t.dtype), nullptr});
+    if (const auto own = trained.find(t.name); own != trained.end()) {
+      items.back().trained = own->second;
+      if (t.rows() * t.cols() != own->second->size())
+        fail_input(base.path() + ": " + t.name, "has another shape than the adapter's tensor");
+      trained.erase(own);
+    }
     if (it == by_weight.end()) continue;
     items.back().module = it->second;
     if (t.shape != std::vector<int64_t>{it->second->out_features, it->second->in_features})
@@ -57,6 +67,8 @@ std::vector<Item> list_items(const BaseModel& base, const Adapter& adapter,
   }
   if (!by_weight.empty())
     fail_input(base.path(), "has no " + by_weight.begin()->first + ", which the adapter adapts");
+  if (!trained.empty())
+    fail_input(base.path(), "has no " + trained.begin()->first + ", which the adapter trains");
   return items;
 }
 
@@ -128,14 +140,14 @@ class Exporter {
  private:
   void write_item(BackgroundWriter& writer, const Item& item) {
     const BaseModel::Tensor& t = *item.tensor;
-    const bool copied = !item.module && item.dtype == t.dtype;
+    const bool copied = !item.module && !item.trained && item.dtype == t.dtype;
     const int64_t row_bytes = t.cols() * size_of(item.dtype);
     const int64_t step =
         std::max<int64_t>(1, int64_t(kBlockBytes) / std::max<int64_t>(1, row_bytes));
     RoundingError worst;
     for (int64_t row = 0; row < t.rows(); row += step) {
       const int64_t rows = std::min(step, t.rows() - row);
-      const WeightSlice slice = base_.slice(t.name, {row, row + rows, 0, t.cols()});
+      const WeightSlice slice = slice_of(item, row, rows);
       const uint64_t bytes = uint64_t(rows * row_bytes);
       if (copied) {
         writer.write(slice.matrix.data, bytes, slice.owner);
@@ -161,10 +173,18 @@ class Exporter {
                          worst.max_magnitude > 0 ? worst.max_abs / worst.max_magnitude : 0});
   }
 
+  WeightSlice slice_of(const Item& item, int64_t row, int64_t rows) const {
+    const int64_t cols = item.tensor->cols();
+    if (!item.trained) return base_.slice(item.tensor->name, {row, row + rows, 0, cols});
+    return {const_matrix(item.trained->values.data() + row * cols, rows, cols, DType::F32),
+            nullptr};
+  }
+
   RoundingError merge(Matrix y, ConstMatrix w, const AdapterModule* m, int64_t first_row) const {
     if (!m) return merge_rows(y, w, nullptr, nullptr, 0, 0);
     return merge_rows(y, w, m->a.data(), m->b.data() + first_row * m->rank, m->rank,
-                      float(adapter_.scaling(*m)));
+                      float(adapter_.scaling(*m)),
+                      m->dora ? m->magnitude.data() + first_row : nullptr);
   }
 
   const BaseModel& base_;

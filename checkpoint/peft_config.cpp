@@ -7,7 +7,6 @@
 #include <set>
 
 #include "checkpoint/json_strict.h"
-#include "checkpoint/pattern.h"
 #include "configs/error.h"
 
 namespace lorashard {
@@ -108,8 +107,6 @@ void check_kind(Settings& s) {
   if (*type != "LORA") s.fail("peft_type", "is " + type->dump() + "; only \"LORA\" is supported");
   if (const Json* task = s.find("task_type"); task && *task != "CAUSAL_LM")
     s.fail("task_type", "is " + task->dump() + "; only \"CAUSAL_LM\" is supported");
-  if (const Json* bias = s.find("bias"); bias && *bias != "none")
-    s.fail("bias", "is " + bias->dump() + "; only \"none\" is supported");
   if (s.boolean("fan_in_fan_out")) s.fail("fan_in_fan_out", "is true; only false is supported");
   // These ways to start do not touch the base. Others (PiSSA, OLoRA, CorDA, LoftQ, …) replace it by
   // a residual, so that the factors alone do not say what the model is.
@@ -130,15 +127,14 @@ Json plain_number(double value) {
 
 }  // namespace
 
-PeftConfig parse_peft_config(const std::string& text, const std::string& source) {
+AdapterConfig parse_peft_config(const std::string& text, const std::string& source) {
   if (!parse_json_strict(text, source).is_object())
     fail_input(source, "is not a JSON object; PEFT's adapter_config.json was expected");
   const Json json = Json::parse(text);
   Settings s(json, source);
   check_kind(s);
 
-  PeftConfig peft;
-  AdapterConfig& c = peft.config;
+  AdapterConfig c;
   c.rank = 8;  // PEFT's defaults
   c.alpha = 8;
   if (const Json* r = s.find("r")) c.rank = s.positive("r", *r);
@@ -147,6 +143,12 @@ PeftConfig parse_peft_config(const std::string& text, const std::string& source)
   if (c.dropout < 0 || c.dropout >= 1)
     s.fail("lora_dropout", "is " + std::to_string(c.dropout) + "; it must lie in [0, 1)");
   c.use_rslora = s.boolean("use_rslora");
+  c.use_dora = s.boolean("use_dora");
+  if (const Json* bias = s.find("bias")) {
+    if (*bias != "none" && *bias != "all" && *bias != "lora_only")
+      s.fail("bias", "is " + bias->dump() + R"(; "none", "all" or "lora_only" was expected)");
+    c.bias = bias->get<std::string>();
+  }
   c.target_modules = s.names("target_modules", c.target_regex);
   if (c.target_modules.empty())
     s.fail("target_modules", "is missing or empty; the names of the adapted modules were expected");
@@ -160,19 +162,22 @@ PeftConfig parse_peft_config(const std::string& text, const std::string& source)
     for (const Json& layer : layers->is_array() ? *layers : Json::array({*layers})) {
       if (!layer.is_number_integer())
         s.fail("layers_to_transform", "is " + layers->dump() + "; layer numbers were expected");
-      peft.layers_to_transform.push_back(layer.get<int64_t>());
+      c.layers_to_transform.push_back(layer.get<int64_t>());
     }
   }
   bool single = false;
-  peft.layers_pattern = s.names("layers_pattern", single);
-  if (c.target_regex && (!peft.layers_to_transform.empty() || !peft.layers_pattern.empty()))
-    s.fail("layers_to_transform", "cannot stand beside a target_modules that is a single string");
+  c.layers_pattern = s.names("layers_pattern", single);
+  for (const char* setting : {"layers_to_transform", "layers_pattern"})
+    if (c.target_regex && s.find(setting))
+      s.fail(setting, "cannot stand beside a target_modules that is a single string; give a list");
+  if (!c.layers_pattern.empty() && !s.find("layers_to_transform"))
+    s.fail("layers_pattern", "stands without layers_to_transform, which it needs");
   if (const Json* base = s.find("base_model_name_or_path")) {
     if (!base->is_string()) s.fail("base_model_name_or_path", "is not a string");
     c.base_model = base->get<std::string>();
   }
   s.refuse_the_rest();
-  return peft;
+  return c;
 }
 
 std::string format_peft_config(const AdapterConfig& c) {
@@ -182,7 +187,7 @@ std::string format_peft_config(const AdapterConfig& c) {
     json["alpha_pattern"][pattern] = plain_number(alpha);
   json["auto_mapping"] = nullptr;
   json["base_model_name_or_path"] = c.base_model;
-  json["bias"] = "none";
+  json["bias"] = c.bias;
   json["exclude_modules"] = nullptr;
   if (!c.exclude_modules.empty())
     json["exclude_modules"] =
@@ -190,8 +195,9 @@ std::string format_peft_config(const AdapterConfig& c) {
   json["fan_in_fan_out"] = false;
   json["inference_mode"] = true;
   json["init_lora_weights"] = true;
-  json["layers_pattern"] = nullptr;
-  json["layers_to_transform"] = nullptr;
+  json["layers_pattern"] = c.layers_pattern.empty() ? Json() : Json(c.layers_pattern);
+  json["layers_to_transform"] =
+      c.layers_to_transform.empty() ? Json() : Json(c.layers_to_transform);
   json["lora_alpha"] = plain_number(c.alpha);
   json["lora_dropout"] = c.dropout;
   json["modules_to_save"] = nullptr;
@@ -202,39 +208,10 @@ std::string format_peft_config(const AdapterConfig& c) {
   json["revision"] = nullptr;
   json["target_modules"] = c.target_regex ? Json(c.target_modules.front()) : Json(c.target_modules);
   json["task_type"] = "CAUSAL_LM";
-  json["use_dora"] = false;
+  json["use_dora"] = c.use_dora;
   json["use_rslora"] = c.use_rslora;
   // A path need not be UTF-8; JSON must.
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
-}
-
-std::vector<LinearModule> match_peft_targets(const PeftConfig& peft,
-                                             const std::vector<LinearModule>& modules,
-                                             const std::string& where,
-                                             const std::vector<std::string>& others) {
-  const AdapterConfig& c = peft.config;
-  std::vector<LinearModule> chosen = match_targets(
-      modules, c.target_modules, c.target_regex, c.exclude_modules, where, c.exclude_regex, others);
-  if (peft.layers_to_transform.empty()) return chosen;
-  // PEFT's order of rules: a whole name counts whatever its layer; else the first number behind
-  // (one of) the patterns is the layer.
-  std::vector<Pattern> patterns;
-  if (peft.layers_pattern.empty()) patterns.emplace_back(R"(.*?\.[^.]*\.(?P<idx>\d+)\.)", where);
-  for (const std::string& p : peft.layers_pattern)
-    patterns.emplace_back("(?:^|.*?\\.)" + p + "\\.(?P<idx>\\d+)\\.", where);
-  const auto drops = [&](const LinearModule& m) {
-    if (std::count(c.target_modules.begin(), c.target_modules.end(), m.name)) return false;
-    for (const Pattern& p : patterns)
-      if (const auto number = p.group_of_start(m.name, "idx"))
-        return !std::count(peft.layers_to_transform.begin(), peft.layers_to_transform.end(),
-                           std::stoll(*number));
-    return true;
-  };
-  std::erase_if(chosen, drops);
-  if (chosen.empty())
-    fail_input(where, "layers_to_transform leaves no module; the model's layers are 0 to " +
-                          std::to_string(modules.back().layer));
-  return chosen;
 }
 
 }  // namespace lorashard

@@ -31,6 +31,33 @@ class Matcher {
   std::optional<Pattern> pattern_;
 };
 
+// The first number behind (one of) the patterns is a module's layer; a name that target_modules has
+// whole counts whatever its layer.
+class LayerFilter {
+ public:
+  LayerFilter(const AdapterConfig& config, const std::string& where) : config_(config) {
+    if (config.layers_to_transform.empty()) return;
+    if (config.layers_pattern.empty())
+      patterns_.emplace_back(R"(.*?\.[^.]*\.(?P<idx>\d+)\.)", where);
+    for (const std::string& p : config.layers_pattern)
+      patterns_.emplace_back("(?:^|.*?\\.)" + p + "\\.(?P<idx>\\d+)\\.", where);
+  }
+  bool drops(const std::string& module) const {
+    const auto& layers = config_.layers_to_transform;
+    if (layers.empty()) return false;
+    const auto& names = config_.target_modules;
+    if (std::find(names.begin(), names.end(), module) != names.end()) return false;
+    for (const Pattern& p : patterns_)
+      if (const auto number = p.group_of_start(module, "idx"))
+        return std::find(layers.begin(), layers.end(), std::stoll(*number)) == layers.end();
+    return true;
+  }
+
+ private:
+  const AdapterConfig& config_;
+  std::vector<Pattern> patterns_;
+};
+
 std::string join(const std::vector<std::string>& names) {
   std::string text;
   for (const std::string& n : names) text += (text.empty() ? "\"" : ", \"") + n + "\"";
@@ -58,24 +85,29 @@ bool is_all_linear(const std::vector<std::string>& targets) {
 
 }  // namespace
 
-std::vector<LinearModule> match_targets(const std::vector<LinearModule>& modules,
-                                        const std::vector<std::string>& targets, bool regex,
-                                        const std::vector<std::string>& excluded,
-                                        const std::string& where, bool exclude_regex,
+std::vector<LinearModule> match_targets(const AdapterConfig& config,
+                                        const std::vector<LinearModule>& modules,
+                                        const std::string& where,
                                         const std::vector<std::string>& others) {
+  const std::vector<std::string>&targets = config.target_modules,
+        &excluded = config.exclude_modules;
+  const bool regex = config.target_regex;
   if (targets.empty())
     fail_input(where, "target_modules is empty; name at least one of " + suffixes(modules) +
                           ", or \"all-linear\"");
   if (regex && targets.size() != 1)
     fail_input(where, "a regular expression for target_modules stands alone");
-  const Matcher exclude(excluded, exclude_regex, where);
+  const Matcher exclude(excluded, config.exclude_regex, where);
+  const LayerFilter layers(config, where);
   std::vector<LinearModule> chosen;
-  bool any_excluded = false;
+  bool any_excluded = false, any_of_another_layer = false;
   const auto choose = [&](const auto& matches) {
     for (const LinearModule& m : modules) {
       if (!matches(m.name)) continue;
       if (exclude.matches(m.name))
         any_excluded = true;
+      else if (layers.drops(m.name))
+        any_of_another_layer = true;
       else
         chosen.push_back(m);
     }
@@ -92,6 +124,12 @@ std::vector<LinearModule> match_targets(const std::vector<LinearModule>& modules
                               ", where LoRA is not supported; the linear layers are " +
                               suffixes(modules));
   }
+  if (chosen.empty() && any_of_another_layer)
+    fail_input(where, "layers_to_transform leaves no module of target_modules " + join(targets) +
+                          (config.layers_pattern.empty()
+                               ? ""
+                               : ", with layers_pattern " + join(config.layers_pattern)) +
+                          "; the model's layers are 0 to " + std::to_string(modules.back().layer));
   if (chosen.empty() && any_excluded)
     fail_input(where, "exclude_modules " + join(excluded) + " leaves no module of target_modules " +
                           join(targets));
@@ -102,6 +140,19 @@ std::vector<LinearModule> match_targets(const std::vector<LinearModule>& modules
                                  : "") +
                           "; the model has " + suffixes(modules));
   return chosen;
+}
+
+std::vector<LinearModule> match_targets(const std::vector<LinearModule>& modules,
+                                        const std::vector<std::string>& targets, bool regex,
+                                        const std::vector<std::string>& excluded,
+                                        const std::string& where, bool exclude_regex,
+                                        const std::vector<std::string>& others) {
+  AdapterConfig config;
+  config.target_modules = targets;
+  config.target_regex = regex;
+  config.exclude_modules = excluded;
+  config.exclude_regex = exclude_regex;
+  return match_targets(config, modules, where, others);
 }
 
 std::vector<std::string> idle_selectors(const AdapterConfig& config,
@@ -128,6 +179,23 @@ std::vector<std::string> idle_selectors(const AdapterConfig& config,
     look_for("target_modules", config.target_modules, config.target_regex);
   look_for("exclude_modules", config.exclude_modules, config.exclude_regex);
 
+  for (const int64_t layer : config.layers_to_transform)
+    if (layer < 0 || layer > modules.back().layer)
+      notes.push_back("layers_to_transform " + std::to_string(layer) +
+                      " has no effect: the model's layers are 0 to " +
+                      std::to_string(modules.back().layer));
+  for (const std::string& entry : config.layers_pattern) {
+    AdapterConfig alone = config;
+    alone.layers_pattern = {entry};
+    alone.target_modules.clear();  // whole names count in any layer
+    const LayerFilter filter(alone, "layers_pattern");
+    if (std::all_of(modules.begin(), modules.end(),
+                    [&](const auto& m) { return filter.drops(m.name); }))
+      notes.push_back("layers_pattern \"" + entry +
+                      "\" has no effect: it stands before the number "
+                      "of none of these layers in a module's name");
+  }
+
   const auto look_for_keys = [&](const char* setting, const auto& patterns) {
     std::vector<bool> decided(chosen.size(), false);
     for (const auto& [key, value] : patterns) {
@@ -152,16 +220,16 @@ std::vector<std::string> idle_selectors(const AdapterConfig& config,
 
 void name_targets(AdapterConfig& config, const std::vector<LinearModule>& modules,
                   const std::vector<LinearModule>& chosen) {
+  AdapterConfig plain = config;
+  plain.exclude_modules.clear();
+  plain.exclude_regex = false;
   const auto says_so = [&] {
     if (config.target_regex || is_all_linear(config.target_modules)) return false;
     for (const std::string& target : config.target_modules)
       if (std::none_of(modules.begin(), modules.end(),
                        [&](const auto& m) { return names_module(target, m.name); }))
         return false;
-    const Matcher target(config.target_modules, false, "");
-    return std::count_if(modules.begin(), modules.end(), [&](const auto& m) {
-             return target.matches(m.name);
-           }) == std::ptrdiff_t(chosen.size());
+    return match_targets(plain, modules, "").size() == chosen.size();
   };
   if (!says_so()) {
     const auto count = [](const std::vector<LinearModule>& list, const std::string& last) {
@@ -174,11 +242,12 @@ void name_targets(AdapterConfig& config, const std::vector<LinearModule>& module
       const std::string name = count(chosen, last) == count(modules, last) ? last : m.name;
       if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
     }
-    config.target_modules = std::move(names);
-    config.target_regex = false;
+    plain.target_modules = std::move(names);
+    plain.target_regex = false;
+    plain.layers_to_transform.clear();
+    plain.layers_pattern.clear();
   }
-  config.exclude_modules.clear();
-  config.exclude_regex = false;
+  config = std::move(plain);
 }
 
 }  // namespace lorashard

@@ -51,15 +51,13 @@ std::vector<int64_t> list_steps(const fs::path& dir) {
 // which may be const or not.
 template <class State, class Visit>
 void for_each_tensor(State& state, const Visit& visit) {
-  for (size_t i = 0; i < state.adapter.modules.size(); ++i) {
-    auto& m = state.adapter.modules[i];
-    for (const AdapterTensorSpec& t : kAdapterTensors) {
-      const std::vector<int64_t> shape = {m.*t.rows, m.*t.cols};
-      const std::string prefix = m.name + "." + t.name;
-      visit(prefix + ".weight", shape, m.*t.values);
-      visit(prefix + ".exp_avg", shape, state.first_moment[i].*t.values);
-      visit(prefix + ".exp_avg_sq", shape, state.second_moment[i].*t.values);
-    }
+  const auto values = tensors_of(state.adapter), first = tensors_of(state.first_moment),
+             second = tensors_of(state.second_moment);
+  for (size_t i = 0; i < values.size(); ++i) {
+    const auto& t = values[i];
+    visit(t.name + ".weight", t.shape, *t.values);
+    visit(t.name + ".exp_avg", t.shape, *first[i].values);
+    visit(t.name + ".exp_avg_sq", t.shape, *second[i].values);
   }
 }
 
@@ -85,8 +83,7 @@ std::string write_state(const fs::path& path, const TrainingState& state) {
 // Fills the moments of `state`, whose adapter is already read.
 void read_state(const fs::path& path, TrainingState& state) {
   const SafetensorsFile file = SafetensorsFile::open(path);
-  state.first_moment.resize(state.adapter.modules.size());
-  state.second_moment.resize(state.adapter.modules.size());
+  state.first_moment = state.second_moment = state.adapter;
   size_t seen = 0;
   for_each_tensor(state, [&](const std::string& name, const std::vector<int64_t>& shape,
                              std::vector<float>& values) {
@@ -112,7 +109,8 @@ void read_state(const fs::path& path, TrainingState& state) {
     fail_input(path.string(), "holds tensors of other factors than the adapter's");
 }
 
-TrainingState load_checkpoint(const fs::path& dir, const std::vector<LinearModule>& modules) {
+TrainingState load_checkpoint(const fs::path& dir, const std::vector<LinearModule>& modules,
+                              const std::vector<TensorSpec>& tensors) {
   const TrainingManifest m = verify_training_manifest(dir);
   TrainingState state;
   state.counters = {.step = m.step(),
@@ -127,7 +125,7 @@ TrainingState load_checkpoint(const fs::path& dir, const std::vector<LinearModul
                     .config_digest = m.config_digest(),
                     .settings = {m.setting().begin(), m.setting().end()},
                     .changes = {m.change().begin(), m.change().end()}};
-  state.adapter = read_adapter(dir, modules);
+  state.adapter = read_adapter(dir, modules, tensors);
   read_state(dir / kStateFile, state);
   return state;
 }
@@ -234,14 +232,15 @@ std::vector<std::string> save_checkpoint(const fs::path& run_dir, const Training
 }
 
 std::optional<LoadedCheckpoint> load_newest_checkpoint(const fs::path& run_dir,
-                                                       const std::vector<LinearModule>& modules) {
+                                                       const std::vector<LinearModule>& modules,
+                                                       const std::vector<TensorSpec>& tensors) {
   const fs::path dir = checkpoints_dir(run_dir);
   const std::vector<int64_t> steps = list_steps(dir);
   std::vector<std::string> damaged;
   for (const int64_t step : steps) {
     const std::string name = step_name(step);
     try {
-      LoadedCheckpoint loaded{load_checkpoint(dir / name, modules), dir / name, {}};
+      LoadedCheckpoint loaded{load_checkpoint(dir / name, modules, tensors), dir / name, {}};
       if (loaded.state.counters.step != step)
         fail_input(kManifestFile, "is that of step " + std::to_string(loaded.state.counters.step));
       for (const std::string& note : damaged) loaded.notes.push_back(note + "; using " + name);
@@ -277,7 +276,7 @@ std::vector<std::string> inspect_checkpoint(const fs::path& path) {
   fs::path dir = fs::absolute(path).lexically_normal();
   if (!dir.has_filename()) dir = dir.parent_path();
   const TrainingManifest manifest = verify_training_manifest(dir);
-  load_checkpoint(dir, modules_of_factors(dir));
+  load_checkpoint(dir, modules_of_factors(dir), {});
   std::vector<std::string> adapter = inspect_adapter(dir);
   const auto or_none = [](const std::string& s) { return s.empty() ? "unknown" : s; };
   std::vector<std::string> lines = {

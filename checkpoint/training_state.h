@@ -3,8 +3,8 @@
 //
 //   adapter_config.json, adapter_model.safetensors   fp32 factors, as PEFT reads them
 //   trainer_state.safetensors                        for each module M, all fp32:
-//       M.lora_A.weight, M.lora_A.exp_avg, M.lora_A.exp_avg_sq, and so for each kind of
-//       kAdapterTensors
+//       M.lora_A.weight, M.lora_A.exp_avg, M.lora_A.exp_avg_sq, and so for each tensor of
+//       tensors_of()
 //   manifest.textproto                               TrainingManifest (manifest.proto)
 //
 // RUN/checkpoints/latest holds the name of the newest one, for people and scripts. Loading goes by
@@ -42,8 +42,8 @@ struct TrainingCounters {
 struct TrainingState {
   TrainingCounters counters;
   Adapter adapter;
-  // Moments of each tensor of adapter.modules[i] stand at [i], in the tensor's place.
-  std::vector<AdapterModule> first_moment, second_moment;
+  // Moments of each tensor of the adapter stand in the tensor's place.
+  AdapterValues first_moment, second_moment;
 };
 
 // Writes RUN/checkpoints/step-NNNNNN in one rename after fsync, then RUN/checkpoints/latest;
@@ -63,10 +63,11 @@ struct LoadedCheckpoint {
 
 // The newest whole checkpoint of a run, or nothing if there is none. Checks inventory, digests (not
 // files that a user has put there),
-// shapes (against `modules`) and finiteness. If checkpoints exist and all are damaged: Error,
-// status 2.
+// shapes (against `modules` and `tensors`, as read_adapter) and finiteness. If checkpoints exist
+// and all are damaged: Error, status 2.
 std::optional<LoadedCheckpoint> load_newest_checkpoint(const fs::path& run_dir,
-                                                       const std::vector<LinearModule>& modules);
+                                                       const std::vector<LinearModule>& modules,
+                                                       const std::vector<TensorSpec>& tensors = {});
 
 // Whether `dir` is the directory of one checkpoint (it may be damaged).
 bool is_checkpoint(const fs::path& dir);

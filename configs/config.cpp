@@ -108,6 +108,24 @@ void check_objective(Checker& c, const RunConfig& run) {
               "is " + pb::SimpleDtoa(run.dpo().beta()) + ", expected train.objective DPO with it");
 }
 
+// PEFT's rules for layers_to_transform.
+void check_layers(Checker& c, const RunConfig::Lora& lora) {
+  for (int i = 0; i < lora.layers_to_transform_size(); ++i)
+    c.integer("lora.layers_to_transform[" + std::to_string(i) + "]", lora.layers_to_transform(i),
+              0);
+  for (int i = 0; i < lora.layers_pattern_size(); ++i)
+    c.present("lora.layers_pattern[" + std::to_string(i) + "]", lora.layers_pattern(i),
+              "what stands before a layer's number");
+  if (lora.layers_pattern_size() > 0 && lora.layers_to_transform_size() == 0)
+    c.problem("lora.layers_pattern", "is set, expected lora.layers_to_transform beside it");
+  if (lora.layers_to_transform_size() > 0 &&
+      (is_module_regex(lora.target_modules()) ||
+       (lora.target_modules_size() == 1 && lora.target_modules(0) == "all-linear")))
+    c.problem("lora.layers_to_transform",
+              "stands beside a target_modules that is \"all-linear\" or a regular expression, "
+              "expected names of modules there");
+}
+
 void check(const Config& config, ConfigUse use) {
   const RunConfig& run = config.run;
   Checker c(config);
@@ -122,7 +140,6 @@ void check(const Config& config, ConfigUse use) {
   // What the schema has and this version has not.
   c.unsupported("data.format", run.data().format() == RunConfig::Data::CHAT, "CHAT");
   c.unsupported("data.packing", run.data().packing(), "true");
-  c.unsupported("lora.use_dora", run.lora().use_dora(), "true");
   c.unsupported("train.method", run.train().method() == RunConfig::Train::FULL, "FULL");
   c.unsupported("parallel.sequence", run.parallel().sequence(), "true");
   c.unsupported("parallel.reproducible", run.parallel().reproducible(), "true");
@@ -142,6 +159,7 @@ void check(const Config& config, ConfigUse use) {
     c.real("lora.alpha_pattern." + p.key(), p.value(), p.value() > 0, positive);
   check_module_list(c, "lora.target_modules", lora.target_modules());
   check_module_list(c, "lora.exclude_modules", lora.exclude_modules());
+  check_layers(c, lora);
 
   const auto& opt = run.optimizer();
   const char* not_negative = "a finite number, at least 0";
@@ -170,6 +188,8 @@ void check(const Config& config, ConfigUse use) {
   if (schedule.cycles() > 1 && schedule.kind() != RunConfig::Schedule::COSINE)
     c.problem("schedule.cycles", "is " + std::to_string(schedule.cycles()) +
                                      ", expected 1 but with schedule.kind COSINE");
+  c.real("optimizer.loraplus_lr_ratio", opt.loraplus_lr_ratio(), opt.loraplus_lr_ratio() > 0,
+         positive);
 
   check_objective(c, run);
   const auto& train = run.train();

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
+#include <vector>
 
 #include "kernels/cpu/table.h"
 
@@ -55,25 +57,41 @@ void largest(const float* sum, const float* stored, int64_t n, uint32_t& error,
 }  // namespace
 
 RoundingError merge_rows(Matrix y, ConstMatrix w, const float* a, const float* b, int64_t lora_rank,
-                         float scale) {
+                         float scale, const float* magnitudes) {
   const CpuKernels& cpu = cpu_kernels();
   uint32_t error = 0, magnitude = 0;
+  std::vector<float> factors(size_t(magnitudes ? w.rows : 0));  // of each row
   // One processor is left to the thread that writes the block before; a few outrun any disk.
   const int threads = std::clamp(omp_get_max_threads() - 1, 1, 8);
 #pragma omp parallel num_threads(threads) reduction(max : error, magnitude)
   {
     alignas(64) float sum[kChunk], stored[kChunk];
     float c[256];
+    // sum(n) = columns j to j + n of row i.
+    const auto form = [&](int64_t i, int64_t j, int64_t n) {
+      cpu.convert(sum, DType::F32, w.at(i, j), w.dtype, n);
+      for (int64_t k = 0; k < lora_rank; k += 256) {
+        const int64_t r = std::min<int64_t>(256, lora_rank - k);
+        for (int64_t l = 0; l < r; ++l) c[l] = scale * b[i * lora_rank + k + l];
+        add_rows(sum, a + k * w.cols + j, w.cols, c, r, n);
+      }
+    };
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < int64_t(factors.size()); ++i) {
+      double squares = 0;
+      for (int64_t j = 0; j < w.cols; j += kChunk) {
+        const int64_t n = std::min(kChunk, w.cols - j);
+        form(i, j, n);
+        for (int64_t k = 0; k < n; ++k) squares += double(sum[k]) * double(sum[k]);
+      }
+      factors[size_t(i)] = float(double(magnitudes[i]) / std::sqrt(squares));
+    }
 #pragma omp for schedule(static) collapse(2)
     for (int64_t j = 0; j < w.cols; j += kChunk) {
       for (int64_t i = 0; i < w.rows; ++i) {
         const int64_t n = std::min(kChunk, w.cols - j);
-        cpu.convert(sum, DType::F32, w.at(i, j), w.dtype, n);
-        for (int64_t k = 0; k < lora_rank; k += 256) {
-          const int64_t r = std::min<int64_t>(256, lora_rank - k);
-          for (int64_t l = 0; l < r; ++l) c[l] = scale * b[i * lora_rank + k + l];
-          add_rows(sum, a + k * w.cols + j, w.cols, c, r, n);
-        }
+        form(i, j, n);
+        if (magnitudes) cpu.scale(sum, DType::F32, sum, DType::F32, factors[size_t(i)], n);
         cpu.convert(y.at(i, j), y.dtype, sum, DType::F32, n);
         cpu.convert(stored, DType::F32, y.at(i, j), y.dtype, n);
         largest(sum, stored, n, error, magnitude);

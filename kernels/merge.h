@@ -15,8 +15,9 @@ struct RoundingError {
 };
 
 // y(M,N) = round(w(M,N) + scale * b(M,R) a(R,N)); a and b are contiguous. w and y: F32, BF16 or
-// F16. With R = 0 a plain conversion. Runs on a few OpenMP threads.
+// F16. With R = 0 a plain conversion. With `magnitudes` (M), DoRA's, each sum is a row's direction:
+// it is divided by the row's norm, and multiplied by its magnitude. Runs on a few OpenMP threads.
 RoundingError merge_rows(Matrix y, ConstMatrix w, const float* a, const float* b, int64_t lora_rank,
-                         float scale);
+                         float scale, const float* magnitudes = nullptr);
 
 }  // namespace lorashard

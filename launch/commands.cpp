@@ -70,7 +70,7 @@ int export_command(const ExportCommandOptions& options, const Ranks& ranks) {
   if (options.dtype == "fp32") o.dtype = DType::F32;
   const auto base = BaseModel::open(options.model);
   const std::vector<LinearModule> modules = linear_modules(base->config());
-  Adapter adapter = read_adapter(options.adapter, modules);
+  Adapter adapter = read_adapter(options.adapter, base->config());
   o.base_digest = base->digest(ranks.world);
   check_adapter_base(adapter, options.adapter, o.base_digest);
   Console console(true);

@@ -1,6 +1,8 @@
 // The subcommands that do not train: each returns the exit status or throws Error.
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,6 +21,16 @@ struct ExportCommandOptions {
   int tensor = 0;  // of --format shards; 0: that of the base, or 1
 };
 int export_command(const ExportCommandOptions& options, const Ranks& ranks);
+
+// Several adapters of one base as one.
+struct MergeOptions {
+  std::string model, method = "linear", majority_sign = "total", out;
+  std::vector<std::string> adapters;
+  std::vector<double> weights;    // one for each adapter; none: 1 for each
+  std::optional<double> density;  // of the methods that leave values out
+  uint64_t seed = 0;
+};
+int merge_command(const MergeOptions& options, const Ranks& ranks);
 
 int inspect_command(const std::string& path, const Ranks& ranks);
 

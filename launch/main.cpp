@@ -25,6 +25,7 @@ struct Arguments {
   std::string profile, eval_adapter;
   ShardOptions shard;
   ExportCommandOptions exports;
+  MergeOptions merge;
   GenerateOptions generate;
   std::string generate_dtype = "fp32", generate_backend = "auto";
   std::string inspect_path;
@@ -92,6 +93,33 @@ void declare(CLI::App& app, Arguments& a) {
   exports->add_option("--dtype", a.exports.dtype, "bf16, fp16 or fp32; as stored unless given")
       ->check(CLI::IsMember({"bf16", "fp16", "fp32"}));
   exports->add_option("--tp", a.exports.tensor, "degree to cut for, with --format shards");
+
+  CLI::App* merge =
+      app.add_subcommand("merge", "Write several adapters of one base as one adapter");
+  merge->add_option("--model", a.merge.model, "Hugging Face directory or base shard set")
+      ->type_name("DIR")
+      ->required();
+  merge->add_option("--adapter", a.merge.adapters, "PEFT adapter; given several times")
+      ->type_name("DIR")
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+      ->required();
+  merge->add_option("--weights", a.merge.weights, "one for each adapter: 0.7,-0.3; 1 unless given")
+      ->delimiter(',');
+  merge
+      ->add_option("--method", a.merge.method,
+                   "linear, cat (exact: ranks add up), ties, dare_linear, dare_ties or "
+                   "magnitude_prune, as PEFT's add_weighted_adapter")
+      ->check(
+          CLI::IsMember({"linear", "cat", "ties", "dare_linear", "dare_ties", "magnitude_prune"}))
+      ->capture_default_str();
+  merge->add_option("--density", a.merge.density,
+                    "share of values kept, 0 to 1, with ties, dare_… and magnitude_prune");
+  merge->add_option("--majority-sign", a.merge.majority_sign, "total or frequency, of ties")
+      ->check(CLI::IsMember({"total", "frequency"}))
+      ->capture_default_str();
+  merge->add_option("--seed", a.merge.seed, "of what dare_… drops")->capture_default_str();
+  merge->add_option("--out", a.merge.out, "new directory")->type_name("DIR")->required();
 
   CLI::App* generate = app.add_subcommand("generate", "Continue a prompt");
   GenerateOptions& g = a.generate;
@@ -190,6 +218,9 @@ int run(CLI::App& app, Arguments& a, int argc, char** argv) {
   }
   if (app.got_subcommand("export")) {
     return on_one_rank([&](const Ranks& ranks) { return export_command(a.exports, ranks); });
+  }
+  if (app.got_subcommand("merge")) {
+    return on_one_rank([&](const Ranks& ranks) { return merge_command(a.merge, ranks); });
   }
   if (app.got_subcommand("inspect")) {
     return on_one_rank([&](const Ranks& ranks) { return inspect_command(a.inspect_path, ranks); });

@@ -60,6 +60,17 @@ void add(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b);
 void add_bias(Stream& stream, Matrix y, ConstMatrix bias);
 void scale(Stream& stream, Matrix y, float factor);
 
+// columns.cu
+void add_column_sums(Stream& stream, Matrix sums, ConstMatrix x, ConstMatrix y);
+void scale_columns(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix factors, bool accumulate);
+
+// dora.cu
+void row_squares(Stream& stream, Matrix squares, ConstMatrix w);
+void dora_squares(Stream& stream, Matrix squares, ConstMatrix base, ConstMatrix p, ConstMatrix b,
+                  ConstMatrix gram, float scaling);
+void dora_scales(Stream& stream, Matrix scale, Matrix excess, Matrix inverse_norm,
+                 ConstMatrix squares, ConstMatrix magnitude);
+
 // rms_norm.cu, layer_norm.cu, rope.cu, activation.cu, embedding.cu (look-up and rows), dropout.cu
 void rms_norm_forward(Stream& stream, Matrix y, Matrix rstd, ConstMatrix x, ConstMatrix gain,
                       float eps, float gain_offset, const ResidualAdd& add);

@@ -1,5 +1,9 @@
 // Kernels over rows and elements, look-ups, dropout, and dequantising.
+#include <cmath>
+
+#include "kernels/columns.h"
 #include "kernels/dequantize.h"
+#include "kernels/dora.h"
 #include "kernels/dropout.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
@@ -64,6 +68,85 @@ Parts scaled(Stream& s, DType type) {
     Operand y(s, r, c, type, 1, pad);
     scale(s, y, 0.3f);
     parts.push_back(y.against([&](int64_t i, int64_t j) { return y(i, j) * double(0.3f); }));
+  }
+  return parts;
+}
+
+Parts column_sums(Stream& s, DType type) {
+  Parts parts;
+  for (const bool products : {false, true})
+    for (const auto& [r, c, pad] : kShapes) {
+      Operand sums(s, 1, c, DType::F32, 1), x(s, r, c, type, 2, pad), y(s, r, c, type, 3);
+      add_column_sums(s, sums, x, products ? ConstMatrix(y) : ConstMatrix{});
+      parts.push_back(sums.against([&](int64_t, int64_t j) {
+        double sum = sums(0, j);
+        for (int64_t i = 0; i < x.rows(); ++i) sum += x(i, j) * (products ? y(i, j) : 1);
+        return sum;
+      }));
+    }
+  return parts;
+}
+
+Parts columns_scaled(Stream& s, DType type) {
+  Parts parts;
+  for (const bool accumulate : {false, true})
+    for (const auto& [r, c, pad] : kShapes) {
+      Operand y(s, r, c, type, 1, pad), x(s, r, c, type, 2), factors(s, 1, c, DType::F32, 3);
+      scale_columns(s, y, x, factors, accumulate);
+      parts.push_back(y.against([&](int64_t i, int64_t j) {
+        return (accumulate ? y(i, j) : 0) + x(i, j) * factors(0, j);
+      }));
+    }
+  return parts;
+}
+
+Parts squared_rows(Stream& s, DType type) {
+  Parts parts;
+  for (const auto& [r, c, pad] : kShapes) {
+    Operand squares(s, 1, r, DType::F32, 1), w(s, r, c, type, 2, pad);
+    row_squares(s, squares, w);
+    parts.push_back(squares.against([&](int64_t, int64_t n) {
+      double sum = 0;
+      for (int64_t k = 0; k < w.cols(); ++k) sum += w(n, k) * w(n, k);
+      return sum;
+    }));
+  }
+  return parts;
+}
+
+Parts dora_squared(Stream& s, DType) {
+  Parts parts;
+  constexpr float kScaling = 0.5f;
+  for (const auto& [r, n, pad] : kShapes) {
+    Operand squares(s, 1, n, DType::F32, 1), base(s, 1, n, DType::F32, 2),
+        p(s, r, n, DType::F32, 3, pad), b(s, n, r, DType::F32, 4), gram(s, r, r, DType::F32, 5);
+    dora_squares(s, squares, base, p, b, gram, kScaling);
+    parts.push_back(squares.against([&](int64_t, int64_t j) {
+      double sum = base(0, j);
+      for (int64_t i = 0; i < p.rows(); ++i) {
+        sum += 2 * kScaling * b(j, i) * p(i, j);
+        for (int64_t k = 0; k < p.rows(); ++k)
+          sum += kScaling * kScaling * b(j, i) * gram(i, k) * b(j, k);
+      }
+      return sum;
+    }));
+  }
+  return parts;
+}
+
+Parts dora_scaled(Stream& s, DType) {
+  Parts parts;
+  for (const auto& [r, n, pad] : kShapes) {
+    Operand scale(s, 1, n, DType::F32, 1), excess(s, 1, n, DType::F32, 2),
+        inverse(s, 1, n, DType::F32, 3), squares(s, 1, n, DType::F32, 4),
+        magnitude(s, 1, n, DType::F32, 5);
+    squares.fill([](int64_t, int64_t j) { return 1 + double(j % 7); });
+    dora_scales(s, scale, excess, inverse, squares, magnitude);
+    const auto norm = [&](int64_t j) { return std::sqrt(squares(0, j)); };
+    parts.push_back(scale.against([&](int64_t, int64_t j) { return magnitude(0, j) / norm(j); }));
+    parts.push_back(
+        excess.against([&](int64_t, int64_t j) { return magnitude(0, j) / norm(j) - 1; }));
+    parts.push_back(inverse.against([&](int64_t, int64_t j) { return 1 / norm(j); }));
   }
   return parts;
 }
@@ -229,6 +312,11 @@ void add_row_checks(std::vector<KernelCheck>& checks) {
       {"add", added},
       {"add_bias", biased},
       {"scale", scaled},
+      {"add_column_sums", column_sums},
+      {"scale_columns", columns_scaled},
+      {"row_squares", squared_rows},
+      {"dora_squares", dora_squared},
+      {"dora_scales", dora_scaled},
       {"gather_rows", gathered},
       {"scatter_rows", scattered},
       {"embedding_forward", embedded},

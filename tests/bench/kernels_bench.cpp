@@ -4,8 +4,10 @@
 #include "tests/bench/kernels_bench.h"
 #include "kernels/activation.h"
 #include "kernels/adamw.h"
+#include "kernels/columns.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/dequantize.h"
+#include "kernels/dora.h"
 #include "kernels/dropout.h"
 #include "kernels/embedding.h"
 #include "kernels/layer_norm.h"
@@ -175,6 +177,35 @@ void AddBias(benchmark::State& state) {
   report(state, 2.0 * 1024 * 1536 * size_of(T), copy_rate(), [&] { add_bias(stream(), y, bias); });
 }
 template <DType T>
+void ColumnSums(benchmark::State& state) {
+  const Data x(1024, 1536, T), y(1024, 1536, T), sums(1, 1536, F);
+  report(state, 2.0 * 1024 * 1536 * size_of(T), copy_rate(),
+         [&] { add_column_sums(stream(), sums, x, y); });
+}
+template <DType T>
+void ScaleColumns(benchmark::State& state) {
+  const Data x(1024, 1536, T), y(1024, 1536, T), factors(1, 1536, F);
+  report(state, 2.0 * 1024 * 1536 * size_of(T), copy_rate(),
+         [&] { scale_columns(stream(), y, x, factors); });
+}
+template <DType T>
+void RowSquares(benchmark::State& state) {
+  const Data w(1536, 576, T), squares(1, 1536, F);
+  report(state, 1.0 * 1536 * 576 * size_of(T), copy_rate(),
+         [&] { row_squares(stream(), squares, w); });
+}
+void DoraSquares(benchmark::State& state) {
+  const Data p(16, 1536, F), b(1536, 16, F), gram(16, 16, F), base(1, 1536, F), squares(1, 1536, F);
+  report(state, 2.0 * 16 * 1536 * 4, copy_rate(),
+         [&] { dora_squares(stream(), squares, base, p, b, gram, 2); });
+}
+void DoraScales(benchmark::State& state) {
+  const Data squares(1, 1536, F), m(1, 1536, F), scale(1, 1536, F), excess(1, 1536, F),
+      inverse(1, 1536, F);
+  report(state, 5.0 * 1536 * 4, copy_rate(),
+         [&] { dora_scales(stream(), scale, excess, inverse, squares, m); });
+}
+template <DType T>
 void Scale(benchmark::State& state) {
   const Data y(1024, 1536, T);
   report(state, 2.0 * 1024 * 1536 * size_of(T), copy_rate(), [&] { scale(stream(), y, -1.0f); });
@@ -322,6 +353,14 @@ BENCHMARK(DequantizeInt8<DType::BF16>);
 BENCHMARK(FillZero<DType::F32>);
 BENCHMARK(AddBias<DType::F32>);
 BENCHMARK(AddBias<DType::BF16>);
+BENCHMARK(ColumnSums<DType::F32>);
+BENCHMARK(ColumnSums<DType::BF16>);
+BENCHMARK(ScaleColumns<DType::F32>);
+BENCHMARK(ScaleColumns<DType::BF16>);
+BENCHMARK(RowSquares<DType::F32>);
+BENCHMARK(RowSquares<DType::BF16>);
+BENCHMARK(DoraSquares);
+BENCHMARK(DoraScales);
 BENCHMARK(Scale<DType::F32>);
 BENCHMARK(Scale<DType::BF16>);
 BENCHMARK(Embedding<DType::BF16, DType::F32>);

@@ -142,6 +142,12 @@ inline void expect_same(const Adapter& a, const Adapter& b) {
     EXPECT_EQ(x.alpha, y.alpha);
     EXPECT_TRUE(same_bits(x.a, y.a)) << x.name;
     EXPECT_TRUE(same_bits(x.b, y.b)) << x.name;
+    EXPECT_TRUE(same_bits(x.magnitude, y.magnitude)) << x.name;
+  }
+  ASSERT_EQ(a.trained.size(), b.trained.size());
+  for (size_t i = 0; i < a.trained.size(); ++i) {
+    EXPECT_EQ(a.trained[i].file_name, b.trained[i].file_name);
+    EXPECT_TRUE(same_bits(a.trained[i].values, b.trained[i].values)) << a.trained[i].base.name;
   }
 }
 

@@ -129,13 +129,46 @@ TEST_F(AdapterFile, WidensHalfPrecisionAndToleratesTheAdaptersName) {
     EXPECT_EQ(a.modules[0].b[i], f16_to_float(float_to_f16(raw[1].values[i])));
 }
 
+TEST_F(AdapterFile, MagnitudesAndBiasesMustFitTheSettings) {
+  const std::string name = "base_model.model.model.layers.0.self_attn.q_proj";
+  auto raw = raw_tensors(adapter);
+  auto with = raw;
+  with.push_back(raw[0]);
+  with.back().shape = {int64_t(raw[0].values.size())};
+  with.back().name = name + ".lora_magnitude_vector";
+  write_raw(weights(), with);
+  EXPECT_ERROR(read(), 2, "use_dora in adapter_config.json is false");
+  with.back().name = name + ".base_layer.bias";
+  write_raw(weights(), with);
+  EXPECT_ERROR(read(), 2, "bias in adapter_config.json is \"none\"");
+  set("bias", "lora_only");
+  Adapter a = read();  // no base is asked
+  ASSERT_EQ(a.trained.size(), 1u);
+  EXPECT_EQ(a.trained[0].base.name, "model.layers.0.self_attn.q_proj.bias");
+  EXPECT_EQ(a.trained[0].values, raw[0].values);
+  test::TempDir out;
+  write_adapter(out.path(), a);
+  expect_same(read_adapter(out.path(), golden_modules()), a);
+  const std::vector<TensorSpec> base = {
+      {"model.layers.0.self_attn.q_proj.bias", 1, 3, true, Split::None}};
+  EXPECT_ERROR(read_adapter(dir.path(), golden_modules(), base), 2, "has the shape");
+  with.back().name = name + ".bias";  // of a module that is not adapted
+  write_raw(weights(), with);
+  EXPECT_ERROR(read(), 2, "base_layer.bias: is missing");
+  write_raw(weights(), raw);
+  EXPECT_EQ(read().trained.size(), 0u);
+  set("use_dora", true);
+  EXPECT_ERROR(read(), 2, "lora_magnitude_vector: is missing; use_dora");
+}
+
 TEST_F(AdapterFile, RefusesSettingsThatChangeTheMathematicsByName) {
   const std::pair<const char*, ordered_json> refused[] = {
       {"peft_type", "ADALORA"},
       {"task_type", "SEQ_CLS"},
-      {"bias", "all"},
+      {"bias", "some"},
+      {"bias", true},
       {"fan_in_fan_out", true},
-      {"use_dora", true},
+      {"use_dora", "yes"},
       {"modules_to_save", {"lm_head"}},
       {"trainable_token_indices", {1, 2}},
       {"lora_bias", true},
@@ -221,10 +254,8 @@ TEST_F(AdapterFile, RefusesTensorsThatDoNotFit) {
         "base_model.model.model.embed_tokens.lora_embedding_A", "is no LoRA factor");
   fails(
       [](auto& r) {
-        r.push_back({"base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector",
-                     DType::F32,
-                     {1},
-                     {0}});
+        r.push_back(
+            {"base_model.model.model.layers.0.self_attn.q_proj.lora_diag", DType::F32, {1}, {0}});
       },
       "base_model", "is no LoRA factor");
   fails(
@@ -306,7 +337,7 @@ TEST(Adapter, AllLinearIsWrittenAsNames) {
   a.config.rank = 1;
   a.config.alpha = 1;
   for (const LinearModule& m : golden_modules())
-    a.modules.push_back({m.name, 1, m.in_features, m.out_features, 1,
+    a.modules.push_back({m.name, 1, m.in_features, m.out_features, 1, false,
                          some_values(1, size_t(m.in_features)),
                          some_values(2, size_t(m.out_features))});
   test::TempDir out;
@@ -315,7 +346,7 @@ TEST(Adapter, AllLinearIsWrittenAsNames) {
   EXPECT_EQ(read_adapter(out.path(), golden_modules()).modules.size(), a.modules.size());
 }
 
-TEST_F(AdapterFile, LayersToTransformBecomeNames) {
+TEST_F(AdapterFile, LayersToTransformAreReadAndWrittenAsPeftHasThem) {
   std::erase_if(adapter.modules, [](const AdapterModule& m) { return m.name[13] == '0'; });
   ASSERT_FALSE(adapter.modules.empty());
   write_raw(weights(), raw_tensors(adapter));
@@ -324,7 +355,18 @@ TEST_F(AdapterFile, LayersToTransformBecomeNames) {
   set("layers_pattern", "layers");
   const Adapter a = read();
   ASSERT_EQ(a.modules.size(), adapter.modules.size());
-  EXPECT_EQ(a.config.target_modules.front(), a.modules.front().name);
+  EXPECT_EQ(a.config.target_modules, adapter.config.target_modules);
+  test::TempDir out;
+  write_adapter(out.path(), a);
+  EXPECT_EQ(load_json(out / "adapter_config.json")["layers_to_transform"], ordered_json({1}));
+  EXPECT_EQ(load_json(out / "adapter_config.json")["layers_pattern"], ordered_json({"layers"}));
+  expect_same(read_adapter(out.path(), golden_modules()), a);
+  // PEFT refuses these, too.
+  set("layers_to_transform", nullptr);
+  EXPECT_ERROR(read(), 2, "layers_pattern stands without layers_to_transform");
+  set("layers_to_transform", ordered_json::array());
+  set("target_modules", ".*_proj");
+  EXPECT_ERROR(read(), 2, "layers_to_transform cannot stand beside");
 }
 
 TEST_F(AdapterFile, InspectSaysWhatItIs) {

@@ -42,21 +42,22 @@ TEST(TargetMatch, MatchesWhatPeftMatches) {
       SCOPED_TRACE(c["settings"].dump());
       ordered_json settings = c["settings"];
       settings["peft_type"] = "LORA";
-      const PeftConfig peft = parse_peft_config(settings.dump(), "adapter_config.json");
+      const auto parse = [&] { return parse_peft_config(settings.dump(), "adapter_config.json"); };
       // Where PEFT adapts the head or the embedding we refuse; where it fails we fail.
       if (!c.contains("matched") || c["matched"].contains("lm_head") ||
           c["matched"].contains("model.embed_tokens")) {
-        EXPECT_ERROR(match_peft_targets(peft, linear, "here", others), 2, "here");
+        EXPECT_ERROR(match_targets(parse(), linear, "here", others), 2, "here");
         ++refused;
         continue;
       }
-      const auto chosen = match_peft_targets(peft, linear, "here", others);
+      const AdapterConfig peft = parse();
+      const auto chosen = match_targets(peft, linear, "here", others);
       EXPECT_EQ(chosen.size(), c["matched"].size());
       for (const LinearModule& m : chosen) {
         ASSERT_TRUE(c["matched"].contains(m.name)) << m.name;
         const ordered_json& expected = c["matched"][m.name];
-        EXPECT_EQ(module_rank(peft.config, m.name), expected["r"].get<int64_t>()) << m.name;
-        EXPECT_EQ(module_alpha(peft.config, m.name), expected["alpha"].get<double>()) << m.name;
+        EXPECT_EQ(module_rank(peft, m.name), expected["r"].get<int64_t>()) << m.name;
+        EXPECT_EQ(module_alpha(peft, m.name), expected["alpha"].get<double>()) << m.name;
         ++checked;
       }
     }
@@ -197,6 +198,37 @@ TEST(TargetMatch, TargetsAreWrittenAsNames) {
               ElementsAre("model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.o_proj"));
   EXPECT_EQ(named({"all-linear"}, false, {"layers.0.mlp.up_proj"}).size(), 7u);
   EXPECT_THAT(named({"q_proj", "nothing"}, false), ElementsAre("q_proj"));
+}
+
+TEST(TargetMatch, LayersStayWhereNamesSayTheRest) {
+  using testing::ElementsAre;
+  AdapterConfig c;
+  c.target_modules = {"q_proj", "model.layers.0.mlp.up_proj"};
+  c.layers_to_transform = {1};
+  c.layers_pattern = {"layers"};
+  const auto names = [&] { return names_of(match_targets(c, modules(), "here", others())); };
+  EXPECT_THAT(names(), ElementsAre("model.layers.0.mlp.up_proj", "model.layers.1.self_attn.q_proj"))
+      << "a whole name counts in any layer";
+  const AdapterConfig before = c;
+  name_targets(c, modules(), match_targets(c, modules(), ""));
+  EXPECT_TRUE(c == before);
+  c.target_modules = {"q_proj", "nothing"};
+  const auto chosen = match_targets(c, modules(), "");
+  name_targets(c, modules(), chosen);
+  EXPECT_THAT(c.target_modules, ElementsAre("model.layers.1.self_attn.q_proj"));
+  EXPECT_TRUE(c.layers_to_transform.empty() && c.layers_pattern.empty());
+
+  c = before;
+  c.layers_to_transform = {1, 7};
+  c.layers_pattern = {"layers", "h"};
+  EXPECT_THAT(idle_selectors(c, modules(), others(), chosen),
+              ElementsAre(testing::HasSubstr("layers_to_transform 7 has no effect"),
+                          testing::HasSubstr("layers_pattern \"h\" has no effect")));
+  c.layers_to_transform = {7};
+  c.target_modules = {"q_proj"};
+  EXPECT_ERROR(match_targets(c, modules(), "here"), 2, "the model's layers are 0 to 1");
+  c.layers_pattern = {"("};
+  EXPECT_ERROR(match_targets(c, modules(), "here"), 2, "here");
 }
 
 }  // namespace

@@ -28,29 +28,27 @@ TrainingState some_state(int64_t step) {
                 .settings = {"data.format: TEXT", "data.eval: \"a \\\"b\\\"\""},
                 .changes = {"step 1: train.steps 8 -> 9"}};
   s.adapter = some_adapter(uint32_t(step));
-  s.first_moment = s.second_moment = s.adapter.modules;
-  for (size_t i = 0; i < s.adapter.modules.size(); ++i)
-    for (const AdapterTensorSpec& t : kAdapterTensors) {
-      const size_t n = (s.adapter.modules[i].*t.values).size();
-      s.first_moment[i].*t.values = some_values(uint32_t(step + 50), n);
-      s.second_moment[i].*t.values = some_values(uint32_t(step + 60), n);
-      for (float& v : s.second_moment[i].*t.values) v = v * v;
-    }
-  s.first_moment[0].a[0] = -0.0f;
-  s.first_moment[0].a[1] = -std::numeric_limits<float>::denorm_min();
-  s.second_moment[0].a[0] = std::numeric_limits<float>::max();
+  s.first_moment = s.second_moment = s.adapter;
+  for (const auto& t : tensors_of(s.first_moment)) {
+    *t.values = some_values(uint32_t(step + 50), t.values->size());
+  }
+  for (const auto& t : tensors_of(s.second_moment)) {
+    *t.values = some_values(uint32_t(step + 60), t.values->size());
+    for (float& v : *t.values) v = v * v;
+  }
+  s.first_moment.modules[0].a[0] = -0.0f;
+  s.first_moment.modules[0].a[1] = -std::numeric_limits<float>::denorm_min();
+  s.second_moment.modules[0].a[0] = std::numeric_limits<float>::max();
   return s;
 }
 
 void expect_same(const TrainingState& a, const TrainingState& b) {
   EXPECT_TRUE(a.counters == b.counters);
   lorashard::expect_same(a.adapter, b.adapter);
-  ASSERT_EQ(a.first_moment.size(), b.first_moment.size());
-  for (size_t i = 0; i < a.first_moment.size(); ++i) {
-    for (const AdapterTensorSpec& t : kAdapterTensors) {
-      EXPECT_TRUE(same_bits(a.first_moment[i].*t.values, b.first_moment[i].*t.values));
-      EXPECT_TRUE(same_bits(a.second_moment[i].*t.values, b.second_moment[i].*t.values));
-    }
+  for (const auto moment : {&TrainingState::first_moment, &TrainingState::second_moment}) {
+    const auto x = tensors_of(a.*moment), y = tensors_of(b.*moment);
+    ASSERT_EQ(x.size(), y.size());
+    for (size_t i = 0; i < x.size(); ++i) EXPECT_TRUE(same_bits(*x[i].values, *y[i].values));
   }
 }
 
@@ -191,9 +189,9 @@ TEST_F(Checkpoints, ValuesAreChecked) {
     expect_fallback(part);
   };
   fails([](auto& s) { s.adapter.modules[0].a[3] = NAN; }, "adapter_model.safetensors: base_model.");
-  fails([](auto& s) { s.first_moment[0].b[0] = INFINITY; },
+  fails([](auto& s) { s.first_moment.modules[0].b[0] = INFINITY; },
         "trainer_state.safetensors: model.layers.0.self_attn.q_proj.lora_B.exp_avg: ");
-  fails([](auto& s) { s.second_moment[1].a[0] = -1; }, "trainer_state.safetensors: ");
+  fails([](auto& s) { s.second_moment.modules[1].a[0] = -1; }, "trainer_state.safetensors: ");
   fails([](auto& s) { s.counters.tokens = -1; },
         "manifest.textproto: holds a counter that cannot be");
   // Of another base.
@@ -202,8 +200,8 @@ TEST_F(Checkpoints, ValuesAreChecked) {
         AdapterModule& m = s.adapter.modules[0];
         m.in_features /= 2;
         m.a.resize(m.a.size() / 2);
-        s.first_moment[0].a.resize(m.a.size());
-        s.second_moment[0].a.resize(m.a.size());
+        s.first_moment.modules[0].a.resize(m.a.size());
+        s.second_moment.modules[0].a.resize(m.a.size());
       },
       "adapter_model.safetensors: base_model.");
 }

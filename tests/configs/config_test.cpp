@@ -306,8 +306,8 @@ TEST_F(ConfigTest, WhatIsMissingDependsOnTheUse) {
 }
 
 TEST_F(ConfigTest, WhatThisVersionLacksIsRefusedByName) {
-  EXPECT_EQ(error_more("lora { use_dora: true }"),
-            "F:4:8: lora.use_dora is true, which this version does not support");
+  EXPECT_EQ(error_more("parallel { sequence: true }"),
+            "F:4:12: parallel.sequence is true, which this version does not support");
   for (const char* bad : {"data.format=CHAT", "data.packing=true", "train.method=FULL",
                           "parallel.sequence=true", "parallel.reproducible=true"})
     EXPECT_THAT(error(kLeast, {bad}), HasSubstr("which this version does not support")) << bad;

@@ -32,14 +32,16 @@ TEST(AdapterLayout, TensorsFillAFlatBufferAndAsOfOneInputAreNeighbours) {
     EXPECT_EQ(t.local_cols, (Range{0, t.cols}));
   }
   EXPECT_EQ(layout.size, end);
-  // q k v o gate up down of layer 0: A of q k v, B of q k v, A of o, ...
-  std::vector<size_t> first;
-  for (size_t i = 0; i < 14; ++i) first.push_back(layout.tensors[i].module);
-  EXPECT_EQ(first, (std::vector<size_t>{0, 1, 2, 0, 1, 2, 3, 3, 4, 5, 4, 5, 6, 6}));
+  // A of q k v o gate up down of layer 0, ..., then B.
+  for (size_t i = 0; i < layout.tensors.size(); ++i) {
+    const bool is_a = i < layout.modules.size();
+    EXPECT_EQ(layout.tensors[i].kind, is_a ? AdapterTensorKind::LoraA : AdapterTensorKind::LoraB);
+    EXPECT_EQ(layout.tensors[i].index, is_a ? i : i - layout.modules.size());
+  }
   for (size_t i = 0; i < layout.modules.size(); ++i) {
     const LoraModule& m = layout.modules[i];
     EXPECT_EQ(m.site, i);
-    EXPECT_EQ(m.a.module, i);
+    EXPECT_EQ(m.a.index, i);
     EXPECT_EQ(m.a.kind, AdapterTensorKind::LoraA);
     EXPECT_EQ(m.b.kind, AdapterTensorKind::LoraB);
   }
@@ -50,7 +52,7 @@ TEST(AdapterLayout, RowParallelLayersCutAByColumnsOthersBByRows) {
   for (size_t i = 0; i < whole.tensors.size(); ++i) {
     const AdapterTensor &t = part.tensors[i], &w = whole.tensors[i];
     EXPECT_EQ(t.offset, w.offset);
-    const std::string& name = part.modules[t.module].linear.name;
+    const std::string& name = part.modules[t.index].linear.name;
     const bool row_parallel = name.ends_with("o_proj") || name.ends_with("down_proj");
     const bool is_a = t.kind == AdapterTensorKind::LoraA;
     EXPECT_EQ(t.local_cols.size() < t.cols, row_parallel && is_a) << name;
@@ -64,13 +66,14 @@ TEST(Factors, GoToModulesAndBack) {
   std::vector<float> flat(static_cast<size_t>(factors.size()));
   std::iota(flat.begin(), flat.end(), 0.0f);
   factors.write(factors.values(), flat);
-  const std::vector<AdapterModule> modules = factors.read_modules(factors.values());
+  const AdapterValues values = factors.read_values(factors.values());
+  const std::vector<AdapterModule>& modules = values.modules;
   const LoraModule& m = factors.modules()[1];
   EXPECT_EQ(modules[1].name, m.linear.name);
   EXPECT_EQ(modules[1].a[0], float(m.a.offset));
   EXPECT_EQ(modules[1].b.back(), float(m.b.offset + m.b.size() - 1));
   factors.write(factors.values(), std::vector<float>(flat.size()));
-  factors.write_modules(factors.values(), modules);
+  factors.write_values(factors.values(), values);
   EXPECT_EQ(factors.read(factors.values()), flat);
 }
 

@@ -98,7 +98,7 @@ void compare(const Scene& scene, Communicator& world) {
   job.overlap = scene.overlap;
   Factors factors(
       stream, adapter_layout(base->config(), job.modules, job.adapter, mesh.tp_rank, mesh.tp_size));
-  factors.initialize(1);
+  factors.initialize(1, *base);
   TrainingBuffers buffers(stream, factors.size(), world.size());
   ModelWeights weights = load_weights(stream, *base, mesh.tp_rank, mesh.tp_size, &factors);
   Model model(stream, base->config(), weights, &factors, buffers.gradients(), *mesh.tensor,

@@ -60,8 +60,8 @@ RunResult run_config(const fs::path& file, const fs::path& out, int tensor, int 
   RunResult result;
   result.metrics = read_json_lines(out / "metrics.jsonl");
   if (stop_after == 0) {
-    result.adapter =
-        read_adapter(out / "adapter", linear_modules(BaseModel::open(model)->config()));
+    const auto base = BaseModel::open(model.string());
+    result.adapter = read_adapter(out / "adapter", base->config());
   }
   return result;
 }
@@ -97,20 +97,19 @@ RunResult run_case(const std::string& name, const fs::path& out, int tensor, int
 }
 
 double adapter_distance(const Adapter& x, const Adapter& y) {
-  EXPECT_EQ(x.modules.size(), y.modules.size());
+  const auto of_x = tensors_of(x), of_y = tensors_of(y);
+  EXPECT_EQ(of_x.size(), of_y.size());
   double worst = 0;
-  for (size_t m = 0; m < x.modules.size(); ++m) {
-    for (const auto factor : {&AdapterModule::a, &AdapterModule::b}) {
-      const std::vector<float>& u = x.modules[m].*factor;
-      const std::vector<float>& v = y.modules[m].*factor;
-      EXPECT_EQ(u.size(), v.size());
-      double difference = 0, norm = 0;
-      for (size_t i = 0; i < u.size(); ++i) {
-        difference += std::pow(double(u[i]) - v[i], 2);
-        norm += std::pow(double(v[i]), 2);
-      }
-      worst = std::max(worst, std::sqrt(difference / norm));
+  for (size_t t = 0; t < of_x.size(); ++t) {
+    EXPECT_EQ(of_x[t].file_name, of_y[t].file_name);
+    const std::vector<float>&u = *of_x[t].values, &v = *of_y[t].values;
+    EXPECT_EQ(u.size(), v.size());
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < u.size(); ++i) {
+      difference += std::pow(double(u[i]) - v[i], 2);
+      norm += std::pow(double(v[i]), 2);
     }
+    worst = std::max(worst, std::sqrt(difference / norm));
   }
   return worst;
 }

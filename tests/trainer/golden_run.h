@@ -32,7 +32,7 @@ RunResult run_case(const std::string& name, const fs::path& out, int tensor, int
                    std::vector<std::string> settings = {}, bool resume = false, int stop_after = 0,
                    bool accept_changes = false);
 
-// Largest |x - y| / |y| over the factors, in the Euclidean norm of each.
+// Largest |x - y| / |y| over the tensors, in the Euclidean norm of each.
 double adapter_distance(const Adapter& x, const Adapter& y);
 // Largest relative difference of one field over the steps.
 double metric_distance(const std::vector<nlohmann::json>& x, const std::vector<nlohmann::json>& y,

@@ -38,24 +38,30 @@ double loss_of(Stream& stream, Model& model, const MicroBatch& batch) {
   return host_copy(stream, model.loss_totals(), 1)[0].loss;
 }
 
-class Gradient : public testing::TestWithParam<const char*> {};
+struct GradientCase {
+  const char *adapter, *model;  // in tests/golden/peft
+};
+class Gradient : public testing::TestWithParam<GradientCase> {};
 
 // A step of h in one factor changes the summed loss by g h + O(h^3) between +h and -h. The loss is
 // formed in double from fp32 logits of size 5: noise of about 1e-5 over 2 h = 0.02, and the cubic
 // term is of that size too; 1e-2 of the largest gradient covers both, and a wrong term does not.
+// DoRA's norms are constants to the gradient: they are formed once, and again (the same ones) where
+// a magnitude has changed.
 TEST_P(Gradient, EqualsDifferencesOfTheLoss) {
-  const std::string name = GetParam();
+  const auto [name, model_name] = GetParam();
+  const fs::path dir = golden("peft") / name, model_dir = golden("peft") / model_name;
   run_thread_ranks(2, [&](Communicator& world) {
     Stream stream(1);
-    const auto base = BaseModel::open((golden("peft/" + name) / "model").string());
-    const Adapter adapter =
-        read_adapter(golden("peft/" + name) / "adapter", linear_modules(base->config()));
+    const auto base = BaseModel::open((model_dir / "model").string());
+    const Adapter adapter = read_adapter(dir / "adapter", base->config());
     const Mesh mesh = make_mesh(world, world.size());
     Factors factors = factors_of(stream, base->config(), adapter, mesh);
     TrainingBuffers buffers(stream, factors.size(), world.size());
     ModelWeights weights = load_weights(stream, *base, mesh.tp_rank, mesh.tp_size, &factors);
     Model model(stream, base->config(), weights, &factors, buffers.gradients(), *mesh.tensor,
                 {.max_tokens = 32, .max_positions = 32, .dropout = 0.2f});
+    model.factors_changed();
     const MicroBatch batch = two_sequences(base->config().vocab_size);
     std::fill_n(buffers.gradients(), buffers.size(), 0.0f);
     const double loss = loss_of(stream, model, batch);
@@ -70,18 +76,25 @@ TEST_P(Gradient, EqualsDifferencesOfTheLoss) {
       probe = (probe * 31 + 17) % t.size();
       float& value = factors.values()[t.offset + probe];
       const float before = value, h = 1e-2f;
-      value = before + h;
-      const double up = loss_of(stream, model, batch);
-      value = before - h;
-      const double down = loss_of(stream, model, batch);
+      const auto loss_at = [&](float changed) {
+        value = changed;
+        if (t.kind == AdapterTensorKind::Magnitude) model.factors_changed();
+        return loss_of(stream, model, batch);
+      };
+      const double up = loss_at(before + h), down = loss_at(before - h);
       value = before;
+      if (t.kind == AdapterTensorKind::Magnitude) model.factors_changed();
       EXPECT_NEAR((up - down) / (2 * double(h)), gradient[size_t(t.offset + probe)], 1e-2 * largest)
-          << factors.modules()[t.module].linear.name;
+          << factors.layout().owner(t);
     }
   });
 }
 INSTANTIATE_TEST_SUITE_P(Cases, Gradient,
-                         testing::Values("llama_tied_bias", "qwen3", "gemma3_new_config"));
+                         testing::Values(GradientCase{"llama_tied_bias", "llama_tied_bias"},
+                                         GradientCase{"qwen3", "qwen3"},
+                                         GradientCase{"gemma3_new_config", "gemma3_new_config"},
+                                         GradientCase{"methods/bias_all", "llama_tied_bias"},
+                                         GradientCase{"methods/dora_loraplus_bias", "qwen2"}));
 
 // The message behind the gradients carries counts beyond what one fp32 holds.
 TEST(ReduceStep, CountsStayExact) {

@@ -35,9 +35,13 @@ RankCost rank_cost(const TrainingJob& job, const Machine& machine, int tp_rank) 
   const int64_t micro_batches = job.global_batch / (job.micro_batch * job.data);
   rank.micro_batch(rank.full_micro_batch());
   add_kernels(cost.kernels, rank.take_kernels(), machine, micro_batches);
+  const size_t in_batch = rank.tensor_reductions().size();
   rank.optimizer_step();
   add_kernels(cost.kernels, rank.take_kernels(), machine, 1);
-  add_reductions(cost.reductions, rank.tensor_reductions(), machine, micro_batches);
+  const auto& reductions = rank.tensor_reductions();
+  const auto end_of_batch = reductions.begin() + std::ptrdiff_t(in_batch);
+  add_reductions(cost.reductions, {reductions.begin(), end_of_batch}, machine, micro_batches);
+  add_reductions(cost.reductions, {end_of_batch, reductions.end()}, machine, 1);
   add_reductions(cost.reductions, rank.world_reductions(), machine, 1);
   for (const KernelCost& k : cost.kernels) {
     cost.flops += k.flops;

@@ -48,7 +48,11 @@ RecordedRank::RecordedRank(const TrainingJob& job, Backend backend, int tp_rank,
               .recompute = job.recompute,
               .memory_budget = memory_budget,
               .overlap = job.overlap,
-              .dropout = job.dropout}) {}
+              .dropout = job.dropout}) {
+  model_.factors_changed();  // as a loaded adapter's: in no step
+  record_.calls.clear();
+  tensor_.reductions.clear();
+}
 
 ModelWeights RecordedRank::weights(int tp_rank) {
   factor_bytes_ = double(record_.allocated);
@@ -77,6 +81,7 @@ void RecordedRank::optimizer_step() {
   model_.clear_loss();
   reduce_step(stream_, buffers_, world_, {}, model_.loss_totals());
   apply_step(stream_, factors_, buffers_, {0.9f, 0.999f, 1e-8f, 0, 1}, 1e-4, 1, 1, 1);
+  model_.factors_changed();
 }
 
 MicroBatch RecordedRank::full_micro_batch() const {

@@ -37,6 +37,13 @@ void share_missing(BlockActivations& a, BlockActivations& shared) {
   }
 }
 
+bool has_dora(const BlockWeights& w) {
+  return std::any_of(w.groups.begin(), w.groups.end(), [](const LinearGroup& g) {
+    return std::any_of(g.linears.begin(), g.linears.end(),
+                       [](const Linear& l) { return l.lora && l.lora->dora; });
+  });
+}
+
 template <class Matrices>
 Matrices trimmed(Matrices m, int64_t first, int64_t tokens) {
   for (Matrix* x : m.all()) {
@@ -124,6 +131,12 @@ Activations plan_activations(Arena& arena, const ActivationDims& d,
     s.d_o = arena.take(d.tokens, d.q_width, d.type);
   }
   plan.t = arena.take(d.tokens, widest, DType::F32);
+  const bool dora = std::any_of(weights.begin(), weights.end(), has_dora);
+  if (d.backward && dora) {
+    const int64_t columns = std::max({d.hidden, d.q_width, d.kv_width, d.features});
+    plan.z = arena.take(d.tokens, columns, d.type);
+    if (d.dropout) plan.dropped = arena.take(d.tokens, columns, d.type);
+  }
   return plan;
 }
 

@@ -48,6 +48,7 @@ struct ActivationDims {
   int64_t heads = 0, kv_heads = 0;                  // this rank's
   bool qk_norm = false, post_norms = false;
   bool backward = false;  // else only what a forward pass needs
+  bool dropout = false;
   DType type = DType::F32;
   int64_t first_layer = 0;  // lowest adapted layer; layers below it keep nothing
   int64_t layers = 0;
@@ -62,7 +63,7 @@ struct Activations {
   std::vector<Matrix> residual;
   Matrix dx;
   BlockScratch scratch;
-  Matrix t;
+  Matrix t, z, dropped;  // of LinearContext
   size_t shared_at = 0;  // from this mark on nothing is in use between forward and backward
 };
 

@@ -6,13 +6,29 @@
 #include <tuple>
 
 namespace lorashard {
+namespace {
+
+// Of a block that begins with what ranks before this one have up to `before`, what they have not;
+// of the whole vector (n), which all ranks have, an equal part.
+Range share_of_block(Range block, int64_t before, int64_t n, int tp_rank, int tp_size) {
+  if (block.size() == n && before == 0 && tp_size > 1) return split_features(n, tp_rank, tp_size);
+  return {std::max(block.begin, before), block.end};
+}
+
+}  // namespace
 
 AdapterModule shapes_of(const LoraModule& m) {
   return {.name = m.linear.name,
           .rank = m.lora_rank,
           .in_features = m.linear.in_features,
           .out_features = m.linear.out_features,
-          .alpha = m.alpha};
+          .alpha = m.alpha,
+          .dora = m.dora};
+}
+
+const std::string& AdapterLayout::owner(const AdapterTensor& t) const {
+  return t.kind == AdapterTensorKind::Base ? trained[t.index].base.name
+                                           : modules[t.index].linear.name;
 }
 
 AdapterLayout adapter_layout(const ModelConfig& model, const std::vector<LinearModule>& modules,
@@ -23,41 +39,72 @@ AdapterLayout adapter_layout(const ModelConfig& model, const std::vector<LinearM
   for (const LinearModule& m : modules) adapted.insert(m.name);
   uint32_t site = 0;
   for (const LinearModule& linear : linear_modules(model)) {
-    LoraModule m{.linear = linear, .site = site++};
+    LoraModule m{.linear = linear, .dora = config.use_dora, .site = site++};
     if (!adapted.count(linear.name)) continue;
     m.lora_rank = module_rank(config, linear.name);
     m.alpha = module_alpha(config, linear.name);
     m.scaling = float(lora_scaling(config, m.lora_rank, m.alpha));
-    const TensorPart part =
-        tensor_part(model, linear.split, linear.out_features, linear.in_features, tp_rank, tp_size);
+    const auto part_of = [&](int rank) {
+      return tensor_part(model, linear.split, linear.out_features, linear.in_features, rank,
+                         tp_size);
+    };
+    const TensorPart part = part_of(tp_rank);
     const AdapterModule shapes = shapes_of(m);
     // A dimension of inputs or outputs is cut as its module is; lora_rank is whole.
-    const auto local = [&](int64_t AdapterModule::*dimension) {
-      if (dimension == &AdapterModule::in_features) return Range{part.col_begin, part.col_end};
-      if (dimension == &AdapterModule::out_features) return Range{part.row_begin, part.row_end};
-      return Range{0, shapes.*dimension};
+    const auto local = [&](AdapterDim dim) {
+      if (dim == AdapterDim::In) return Range{part.col_begin, part.col_end};
+      if (dim == AdapterDim::Out) return Range{part.row_begin, part.row_end};
+      return Range{0, dim_of(shapes, dim)};
     };
     for (const AdapterTensorSpec& t : kAdapterTensors) {
-      layout.tensors.push_back({.module = layout.modules.size(),
-                                .kind = t.kind,
-                                .rows = shapes.*t.rows,
-                                .cols = shapes.*t.cols,
-                                .local_rows = local(t.rows),
-                                .local_cols = local(t.cols)});
+      if (!has_tensor(shapes, t)) continue;
+      AdapterTensor tensor{.kind = t.kind,
+                           .index = layout.modules.size(),
+                           .rows = dim_of(shapes, t.rows),
+                           .cols = dim_of(shapes, t.cols),
+                           .local_rows = local(t.rows),
+                           .local_cols = local(t.cols),
+                           .share = {}};
+      const bool first = tp_rank == 0 || is_row_parallel(linear.split);
+      tensor.share = share_of_block(tensor.local_cols, first ? 0 : part_of(tp_rank - 1).row_end,
+                                    tensor.cols, tp_rank, tp_size);
+      layout.tensors.push_back(tensor);
     }
     layout.modules.push_back(std::move(m));
   }
   const auto place = [&](const AdapterTensor& t) {
-    const LinearModule& linear = layout.modules[t.module].linear;
-    return std::tuple(linear.layer, linear.group, t.kind, t.module);
+    const LinearModule& linear = layout.modules[t.index].linear;
+    return std::tuple(t.kind, linear.layer, linear.group, t.index);
   };
   std::sort(layout.tensors.begin(), layout.tensors.end(),
             [&](const auto& x, const auto& y) { return place(x) < place(y); });
+  layout.trained = trained_tensors(model_tensors(model), config, modules);
+  for (size_t i = 0; i < layout.trained.size(); ++i) {
+    const TensorSpec& base = layout.trained[i].base;
+    const auto part_of = [&](int rank) {
+      return tensor_part(model, base.split, base.rows, base.cols, rank, tp_size);
+    };
+    const TensorPart part = part_of(tp_rank);
+    AdapterTensor tensor{.kind = AdapterTensorKind::Base,
+                         .index = i,
+                         .rows = base.rows,
+                         .cols = base.cols,
+                         .local_rows = {part.row_begin, part.row_end},
+                         .local_cols = {part.col_begin, part.col_end},
+                         .share = {}};
+    const bool first = tp_rank == 0 || base.split == Split::None;
+    tensor.share = share_of_block(tensor.local_cols, first ? 0 : part_of(tp_rank - 1).col_end,
+                                  tensor.cols, tp_rank, tp_size);
+    layout.tensors.push_back(tensor);
+  }
   for (AdapterTensor& t : layout.tensors) {
     t.offset = layout.size;
     layout.size += t.size();
-    LoraModule& m = layout.modules[t.module];
-    (t.kind == AdapterTensorKind::LoraA ? m.a : m.b) = t;
+    if (t.kind == AdapterTensorKind::Base) continue;
+    LoraModule& m = layout.modules[t.index];
+    (t.kind == AdapterTensorKind::LoraA   ? m.a
+     : t.kind == AdapterTensorKind::LoraB ? m.b
+                                          : m.magnitude) = t;
   }
   for (size_t i = 1; i < layout.modules.size(); ++i) {
     const LoraModule &before = layout.modules[i - 1], &m = layout.modules[i];

@@ -18,11 +18,15 @@
 namespace lorashard {
 
 struct AdapterTensor {
-  size_t module = 0;  // index in AdapterLayout::modules
   AdapterTensorKind kind = AdapterTensorKind::LoraA;
+  size_t index = 0;  // in AdapterLayout::modules; of kind Base in AdapterLayout::trained
   int64_t rows = 0, cols = 0;
   int64_t offset = 0;            // floats from the start of a flat buffer
-  Range local_rows, local_cols;  // this rank's block: where its layer reads and adds gradients
+  Range local_rows, local_cols;  // this rank's block, which its layer reads
+  // Of a vector, the part of the block that this rank answers for: over the tensor-parallel group
+  // the shares are the whole vector once, also where blocks overlap. Ranks that would all form the
+  // gradient of the whole (of a bias behind the all-reduce) add that of their share.
+  Range share;
   int64_t size() const { return rows * cols; }
 };
 
@@ -32,8 +36,10 @@ struct LoraModule {
   int64_t lora_rank = 0;
   double alpha = 0;
   float scaling = 0;
+  bool dora = false;
   uint32_t site = 0;  // number of the module in the whole model, for the counter-based RNG
   AdapterTensor a = {}, b = {};  // row-parallel layers cut A by columns, the others cut B by rows
+  AdapterTensor magnitude = {};  // with DoRA: cut as B's rows are
 };
 
 // Name, shapes and alpha as files have them; no values.
@@ -42,12 +48,17 @@ AdapterModule shapes_of(const LoraModule& m);
 struct AdapterLayout {
   AdapterConfig config;                // for saving
   std::vector<LoraModule> modules;     // in the order of linear_modules(), which is that of files
+  std::vector<TrainedTensor> trained;  // trained_tensors() of the model, without values
   std::vector<AdapterTensor> tensors;  // in the order of flat buffers, no gap between them
   int64_t size = 0;                    // floats of a flat buffer
+
+  // What a tensor belongs to, for messages: a module, or a tensor of the base.
+  const std::string& owner(const AdapterTensor& t) const;
 };
 
-// Modules of one layer and InputGroup have their A tensors one after the other, so that one GEMM
-// serves them all; their B tensors follow. REQUIRES: modules is a subset of linear_modules(model).
+// All A tensors come first: those of one layer and InputGroup one after the other, so that one GEMM
+// serves them. All B tensors follow, so that AdamW goes over each kind at once, and then the
+// trained tensors. REQUIRES: modules is a subset of linear_modules(model).
 AdapterLayout adapter_layout(const ModelConfig& model, const std::vector<LinearModule>& modules,
                              const AdapterConfig& config, int tp_rank, int tp_size);
 
@@ -55,6 +66,11 @@ AdapterLayout adapter_layout(const ModelConfig& model, const std::vector<LinearM
 inline Matrix local_block(const AdapterTensor& t, float* flat) {
   return matrix(flat + t.offset, t.rows, t.cols, DType::F32)
       .block(t.local_rows.begin, t.local_rows.size(), t.local_cols.begin, t.local_cols.size());
+}
+
+// The part of a vector's block that is this rank's share.
+inline Matrix share_of(const AdapterTensor& t, float* flat) {
+  return matrix(flat + t.offset, 1, t.cols, DType::F32).col_range(t.share.begin, t.share.size());
 }
 
 }  // namespace lorashard

@@ -101,7 +101,7 @@ void attend(const BlockContext& c, const BlockWeights& w, const QueryKey& qk,
 bool needs_dx(const BlockWeights& w, InputGroup group, bool lowest) {
   if (!lowest) return true;
   return std::any_of(std::begin(kInputGroups), std::begin(kInputGroups) + size_t(group),
-                     [&](InputGroup below) { return w.groups[below].adapted(); });
+                     [&](InputGroup below) { return w.groups[below].trained(); });
 }
 
 // Gradients of a group's factors and, where something below needs it, of its input in dx. Returns

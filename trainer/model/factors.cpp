@@ -4,10 +4,21 @@
 #include <cassert>
 #include <cmath>
 
+#include "kernels/float_types.h"
 #include "kernels/random.h"
 #include "kernels/transfer.h"
 
 namespace lorashard {
+namespace {
+
+// Where a tensor's values stand in what files have.
+template <class Values>
+auto& values_of(Values& host, const AdapterTensor& t) {
+  if (t.kind == AdapterTensorKind::Base) return host.trained[t.index].values;
+  return host.modules[t.index].*kAdapterTensors[size_t(t.kind)].values;
+}
+
+}  // namespace
 
 Factors::Factors(Stream& stream, AdapterLayout layout)
     : layout_(std::move(layout)),
@@ -21,17 +32,30 @@ const LoraModule* Factors::find(const std::string& name) const {
   return nullptr;
 }
 
-void Factors::initialize(uint64_t seed) {
+const AdapterTensor* Factors::find_trained(const std::string& name) const {
+  for (const AdapterTensor& t : layout_.tensors) {
+    if (t.kind == AdapterTensorKind::Base && layout_.owner(t) == name) return &t;
+  }
+  return nullptr;
+}
+
+void Factors::initialize(uint64_t seed, const BaseModel& base) {
   std::vector<float> flat(static_cast<size_t>(size()));
   for (const AdapterTensor& t : layout_.tensors) {
+    float* to = flat.data() + t.offset;
+    if (t.kind == AdapterTensorKind::Base) {
+      const WeightSlice whole = base.slice(layout_.owner(t), {0, t.rows, 0, t.cols});
+      for (int64_t i = 0; i < t.size(); ++i) {
+        to[i] = load_scalar(whole.matrix.data, whole.matrix.dtype, i);
+      }
+    }
     if (t.kind != AdapterTensorKind::LoraA) continue;
     const float bound = 1.0f / std::sqrt(float(t.cols));
-    float* a = flat.data() + t.offset;
     for (int64_t i = 0; i < t.size(); i += 4) {
       const auto words =
-          random_words(seed, Purpose::FactorInit, modules()[t.module].site, uint64_t(i / 4));
+          random_words(seed, Purpose::FactorInit, modules()[t.index].site, uint64_t(i / 4));
       for (int64_t j = i; j < std::min(i + 4, t.size()); ++j) {
-        a[j] = (2 * uniform01(words[size_t(j - i)]) - 1) * bound;
+        to[j] = (2 * uniform01(words[size_t(j - i)]) - 1) * bound;
       }
     }
   }
@@ -47,22 +71,22 @@ void Factors::write(float* flat, const std::vector<float>& host) {
   copy_to_device(*stream_, flat, host.data(), size() * int64_t{sizeof(float)});
 }
 
-std::vector<AdapterModule> Factors::read_modules(const float* flat) const {
-  std::vector<AdapterModule> modules;
-  for (const LoraModule& m : layout_.modules) modules.push_back(shapes_of(m));
+AdapterValues Factors::read_values(const float* flat) const {
+  AdapterValues host{{}, layout_.trained};
+  for (const LoraModule& m : layout_.modules) host.modules.push_back(shapes_of(m));
   for (const AdapterTensor& t : layout_.tensors) {
-    modules[t.module].*kAdapterTensors[size_t(t.kind)].values =
-        host_copy(*stream_, flat + t.offset, t.size());
+    values_of(host, t) = host_copy(*stream_, flat + t.offset, t.size());
   }
-  return modules;
+  return host;
 }
 
-void Factors::write_modules(float* flat, const std::vector<AdapterModule>& modules) {
-  assert(modules.size() == layout_.modules.size());
+void Factors::write_values(float* flat, const AdapterValues& host) {
+  assert(host.modules.size() == layout_.modules.size());
+  assert(host.trained.size() == layout_.trained.size());
   for (const AdapterTensor& t : layout_.tensors) {
-    const auto& host = modules[t.module].*kAdapterTensors[size_t(t.kind)].values;
-    assert(int64_t(host.size()) == t.size());
-    copy_to_device(*stream_, flat + t.offset, host.data(), t.size() * int64_t{sizeof(float)});
+    const std::vector<float>& from = values_of(host, t);
+    assert(int64_t(from.size()) == t.size());
+    copy_to_device(*stream_, flat + t.offset, from.data(), t.size() * int64_t{sizeof(float)});
   }
 }
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/base_model.h"
 #include "kernels/stream.h"
 #include "trainer/model/adapter_layout.h"
 
@@ -23,23 +24,25 @@ class Factors {
   float* values() const { return values_.as<float>(); }
   // The module of this name, or null.
   const LoraModule* find(const std::string& name) const;
+  // The tensor that stands for the base's tensor of this name, or null.
+  const AdapterTensor* find_trained(const std::string& name) const;
 
   // This rank's block of a module's A or B within one of the flat buffers.
   static Matrix local_a(const LoraModule& m, float* flat) { return local_block(m.a, flat); }
   static Matrix local_b(const LoraModule& m, float* flat) { return local_block(m.b, flat); }
 
   // A ~ U(-1/sqrt(in), 1/sqrt(in)) (torch's kaiming_uniform_ with a = sqrt 5, as in PEFT), B = 0; a
-  // function of (seed, module, element).
-  void initialize(uint64_t seed);
-  // Copies values in and out. REQUIRES: the adapter has the layout's modules, in its order.
-  void load(const Adapter& adapter) { write_modules(values(), adapter.modules); }
-  Adapter to_adapter() const { return {layout_.config, read_modules(values())}; }
+  // function of (seed, module, element). Trained tensors are those of `base`.
+  void initialize(uint64_t seed, const BaseModel& base);
+  // Copies values in and out. REQUIRES: the adapter has the layout's tensors, in its order.
+  void load(const Adapter& adapter) { write_values(values(), adapter); }
+  Adapter to_adapter() const { return {read_values(values()), layout_.config}; }
   // Copies one of the flat buffers to the host and from it: as it lies, or tensor by tensor as
   // files have them.
   std::vector<float> read(const float* flat) const;
   void write(float* flat, const std::vector<float>& host);
-  std::vector<AdapterModule> read_modules(const float* flat) const;
-  void write_modules(float* flat, const std::vector<AdapterModule>& modules);
+  AdapterValues read_values(const float* flat) const;
+  void write_values(float* flat, const AdapterValues& host);
 
  private:
   AdapterLayout layout_;

@@ -1,5 +1,6 @@
 #include "trainer/model/frozen_weight.h"
 
+#include "kernels/dora.h"
 #include "kernels/embedding.h"
 #include "kernels/matmul.h"
 
@@ -15,6 +16,10 @@ void frozen_forward(Stream& stream, Matrix y, ConstMatrix x, const FrozenWeight&
 
 void frozen_backward(Stream& stream, Matrix dx, ConstMatrix dy, const FrozenWeight& w, float beta) {
   matmul_nn(stream, dx, dy, w.matrix, 1, beta);
+}
+
+void frozen_row_squares(Stream& stream, Matrix squares, const FrozenWeight& w) {
+  row_squares(stream, squares, w.matrix);
 }
 
 void frozen_rows(Stream& stream, Matrix y, const int32_t* ids, const FrozenWeight& w,

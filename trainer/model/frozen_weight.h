@@ -18,6 +18,8 @@ void frozen_forward(Stream& stream, Matrix y, ConstMatrix x, const FrozenWeight&
 // dx(T,K) = dy(T,N) W + beta * dx.
 void frozen_backward(Stream& stream, Matrix dx, ConstMatrix dy, const FrozenWeight& w,
                      float beta = 0);
+// squares(1,N) F32: the sum of squares of each row of W.
+void frozen_row_squares(Stream& stream, Matrix squares, const FrozenWeight& w);
 // The embedding: y[t] = scale * W[ids[t] - first_row] where this rank holds that row, else 0.
 void frozen_rows(Stream& stream, Matrix y, const int32_t* ids, const FrozenWeight& w,
                  int64_t first_row, float scale);

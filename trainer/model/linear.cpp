@@ -1,5 +1,8 @@
 #include "trainer/model/linear.h"
 
+#include "kernels/columns.h"
+#include "kernels/dropout.h"
+#include "kernels/elementwise.h"
 #include "kernels/lora_dropout.h"
 #include "kernels/matmul.h"
 #include "kernels/profile.h"
@@ -74,6 +77,70 @@ void down_projection_backward(const LinearContext& c, const LinearGroup& group, 
   }
 }
 
+// db += the sums of dy's columns. Behind the all-reduce of a row-parallel group every rank has the
+// same dy, and adds the sums of its share.
+void bias_backward(const LinearContext& c, const LinearGroup& group, const AdapterTensor& bias,
+                   ConstMatrix dy) {
+  if (!group.row_parallel) {
+    add_column_sums(c.stream, local_block(bias, c.gradients), dy);
+  } else if (bias.share.size() > 0) {
+    add_column_sums(c.stream, share_of(bias, c.gradients),
+                    dy.col_range(bias.share.begin, bias.share.size()));
+  }
+}
+
+// What DoRA's W and A see: x, or dropout(x) in scratch.
+ConstMatrix dora_input(const LinearContext& c, const LoraModule& m, ConstMatrix x) {
+  if (c.dropout.rate == 0) return x;
+  const DropoutMask mask = mask_of(c, m);
+  const Matrix dropped = c.dropped.block(0, x.rows, 0, x.cols);
+  dropout(c.stream, dropped, x, mask.seed, mask.site, mask.row_keys, mask.first_col, mask.p, false);
+  return dropped;
+}
+
+// One module of a group with DoRA; u is its own.
+void dora_forward(const LinearContext& c, const Linear& l, Matrix y, ConstMatrix x, ConstMatrix u,
+                  ConstMatrix bias) {
+  const LoraModule& m = *l.lora;
+  if (c.dropout.rate == 0) {
+    frozen_forward(c.stream, y, x, l.weight);
+    add_up_projection(c, m, y, u);
+    scale_columns(c.stream, y, y, l.dora.scale);
+    if (bias) add_bias(c.stream, y, bias);
+    return;
+  }
+  const Matrix z = c.z.block(0, y.rows, 0, y.cols);
+  frozen_forward(c.stream, y, x, l.weight, bias);
+  frozen_forward(c.stream, z, dora_input(c, m, x), l.weight);
+  scale_columns(c.stream, y, z, l.dora.excess, true);
+  matmul_nt(c.stream, z, u, Factors::local_b(m, c.values), m.scaling, 0);
+  scale_columns(c.stream, y, z, l.dora.scale, true);
+}
+
+// The magnitudes' gradient, dm += dy z / norm; dx = (or, not `first`, +=) what W gives. Returns the
+// gradient of z, in scratch: what LoRA's part goes on with.
+ConstMatrix dora_backward(const LinearContext& c, const Linear& l, Matrix dx, ConstMatrix dy,
+                          ConstMatrix x, ConstMatrix u, bool first) {
+  const LoraModule& m = *l.lora;
+  const Matrix z = c.z.block(0, dy.rows, 0, dy.cols);
+  frozen_forward(c.stream, z, dora_input(c, m, x), l.weight);
+  add_up_projection(c, m, z, u);
+  scale_columns(c.stream, z, z, l.dora.inverse_norm);
+  add_column_sums(c.stream, local_block(m.magnitude, c.gradients), dy, z);
+  if (dx && c.dropout.rate > 0) {
+    frozen_backward(c.stream, dx, dy, l.weight, first ? 0 : 1);
+    scale_columns(c.stream, z, dy, l.dora.excess);
+    const Matrix dropped = c.dropped.block(0, x.rows, 0, x.cols);
+    frozen_backward(c.stream, dropped, z, l.weight);
+    const DropoutMask mask = mask_of(c, m);
+    dropout(c.stream, dx, dropped, mask.seed, mask.site, mask.row_keys, mask.first_col, mask.p,
+            true);
+  }
+  scale_columns(c.stream, z, dy, l.dora.scale);
+  if (dx && c.dropout.rate == 0) frozen_backward(c.stream, dx, z, l.weight, first ? 0 : 1);
+  return z;
+}
+
 }  // namespace
 
 void linear_group_forward(const LinearContext& c, const LinearGroup& group,
@@ -83,10 +150,16 @@ void linear_group_forward(const LinearContext& c, const LinearGroup& group,
   int64_t column = 0;
   for (size_t j = 0; j < group.linears.size(); ++j) {
     const Linear& l = group.linears[j];
-    frozen_forward(c.stream, y[j], x, l.weight, group.row_parallel ? ConstMatrix{} : l.bias);
-    if (!adapted || !l.lora) continue;
-    add_up_projection(c, *l.lora, y[j], u.col_range(column, l.lora->lora_rank));
-    column += l.lora->lora_rank;
+    const ConstMatrix bias = group.row_parallel ? ConstMatrix{} : l.bias;
+    const int64_t lora_rank = adapted && l.lora ? l.lora->lora_rank : 0;
+    const ConstMatrix u_j = u.col_range(column, lora_rank);
+    column += lora_rank;
+    if (adapted && l.dora) {
+      dora_forward(c, l, y[j], x, u_j, bias);
+      continue;
+    }
+    frozen_forward(c.stream, y[j], x, l.weight, bias);
+    if (adapted && l.lora) add_up_projection(c, *l.lora, y[j], u_j);
   }
 }
 
@@ -96,10 +169,16 @@ void linear_group_backward(const LinearContext& c, const LinearGroup& group, Mat
   int64_t column = 0;
   for (size_t j = 0; j < group.linears.size(); ++j) {
     const Linear& l = group.linears[j];
-    if (dx) frozen_backward(c.stream, dx, dy[j], l.weight, j == 0 ? 0 : 1);
+    const int64_t lora_rank = l.lora ? l.lora->lora_rank : 0;
+    ConstMatrix dz = dy[j];
+    if (l.dora) {
+      dz = dora_backward(c, l, dx, dy[j], x, u.col_range(column, lora_rank), j == 0);
+    } else if (dx) {
+      frozen_backward(c.stream, dx, dy[j], l.weight, j == 0 ? 0 : 1);
+    }
+    if (l.trained_bias) bias_backward(c, group, *l.trained_bias, dy[j]);
     if (!l.lora) continue;
-    const int64_t lora_rank = l.lora->lora_rank;
-    up_projection_backward(c, *l.lora, t.col_range(column, lora_rank), dy[j],
+    up_projection_backward(c, *l.lora, t.col_range(column, lora_rank), dz,
                            u.col_range(column, lora_rank));
     column += lora_rank;
   }

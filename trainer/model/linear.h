@@ -22,6 +22,9 @@ struct LinearContext {
   float* gradients;  // flat gradients, null in forward-only use
   DropoutState dropout;
   Matrix t;  // (T, >= lora_rank) F32 scratch
+  Matrix z;  // (T, >= N) scratch, with DoRA alone: outputs before their scaling
+  Matrix
+      dropped;  // (T, >= K) scratch, with DoRA and dropout alone: dropout(x), and gradients of it
 };
 
 // Where a forward pass has u = dropout(x) A^T from: computed, or kept from an earlier one over the
@@ -30,13 +33,16 @@ enum class DownProjection : uint8_t { Compute, Reuse };
 
 // y_j(T,N_j) = x(T,K) W_j^T [+ bias_j, unless the group is row-parallel] + scaling_j dropout(x)
 // A_j^T B_j^T for each module j; u(T,lora_rank) F32 = dropout(x) A^T of the adapted ones, kept for
-// backward.
+// backward. With DoRA (Liu et al. 2024), s = magnitude / norm of each output:
+//   y_j = s (x W_j^T + scaling_j x A_j^T B_j^T) [+ bias_j], and under dropout, as PEFT has it,
+//   y_j = x W_j^T + (s - 1) dropout(x) W_j^T + s scaling_j dropout(x) A_j^T B_j^T [+ bias_j].
 void linear_group_forward(const LinearContext& c, const LinearGroup& group,
                           std::span<const Matrix> y, ConstMatrix x, Matrix u,
                           DownProjection down = DownProjection::Compute);
 
-// Adds the factors' gradients to c.gradients and, unless dx is empty,
-// dx(T,K) = sum_j dy_j W_j + scaling_j dropout(dy_j B_j A_j).
+// Adds the gradients of factors and trained biases to c.gradients and, unless dx is empty,
+// dx(T,K) = sum_j dy_j W_j + scaling_j dropout(dy_j B_j A_j). DoRA's outputs before their scaling,
+// of which the magnitudes' gradient is made, are computed again: a GEMM more for each such module.
 void linear_group_backward(const LinearContext& c, const LinearGroup& group, Matrix dx,
                            std::span<const ConstMatrix> dy, ConstMatrix x, ConstMatrix u);
 

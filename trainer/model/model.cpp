@@ -58,6 +58,7 @@ Model::Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, F
       labels_.push_back({label + ".forward", label + ".backward"});
     }
   }
+  attach_dora();
   plan();
 }
 
@@ -76,6 +77,21 @@ void Model::make_rope_tables() {
   copy_to_device(stream_, all.data, values.data(), int64_t(rope_memory_.bytes()));
 }
 
+void Model::attach_dora() {
+  dora_.reset();
+  if (factors_ && factors_->layout().config.use_dora) {
+    dora_.emplace(stream_, weights_, *factors_, tensor_);
+  }
+}
+
+void Model::factors_changed() {
+  if (dora_) dora_->update();
+}
+
+void Model::initialize_magnitudes() {
+  if (dora_) dora_->initialize_magnitudes();
+}
+
 void Model::plan() {
   ActivationDims& d = dims_;
   d.tokens = options_.max_tokens;
@@ -88,11 +104,12 @@ void Model::plan() {
   d.qk_norm = config_.qk_norm;
   d.post_norms = config_.post_norms;
   d.backward = gradients_ != nullptr;
+  d.dropout = options_.dropout > 0;
   d.type = options_.activation_type;
   d.layers = config_.layers;
   d.first_layer = 0;
   while (d.backward && d.first_layer < d.layers &&
-         !weights_.blocks[size_t(d.first_layer)].adapted()) {
+         !weights_.blocks[size_t(d.first_layer)].trained()) {
     ++d.first_layer;
   }
   // Lays out everything in `arena`. The loss works in memory that the layers do not need then.
@@ -152,7 +169,9 @@ void Model::use_factors(Factors* factors) {
   assert(!gradients_);
   factors_ = factors;
   attach_factors(weights_, factors);
+  attach_dora();
   plan();
+  factors_changed();
 }
 
 AttentionShape Model::attention_shape() const {
@@ -199,7 +218,9 @@ LayerPart Model::part(int64_t first_row, int64_t tokens, const Sequences& sequen
                             .values = factors_ ? factors_->values() : nullptr,
                             .gradients = gradients_,
                             .dropout = dropout,
-                            .t = activations_.t},
+                            .t = activations_.t,
+                            .z = activations_.z,
+                            .dropped = activations_.dropped},
                  .config = config_,
                  .attention = attention_shape(),
                  .sequences = sequences,

@@ -1,12 +1,14 @@
 // The transformer on one rank: forward, then backward, and cached decoding.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "parallel/mesh.h"
 #include "trainer/data/batches.h"
 #include "trainer/model/activations.h"
+#include "trainer/model/dora.h"
 #include "trainer/model/layers.h"
 #include "trainer/model/loss.h"
 
@@ -57,7 +59,13 @@ class Model {
   LossTotals evaluate(const MicroBatch& batch);
 
   // Other factors (null: the base alone) on the same loaded base. REQUIRES: no gradients.
+  // Collective over the tensor-parallel group.
   void use_factors(Factors* factors);
+  // Forms what is derived from the values of the factors (DoRA's norms): before the first pass, and
+  // after each update. Enqueued. Collective over the tensor-parallel group.
+  void factors_changed();
+  // Gives new DoRA factors their magnitudes. Collective over the tensor-parallel group.
+  void initialize_magnitudes();
   DecodeState new_sequence(int64_t capacity);
   // Appends tokens to the sequence; logits (vocab) of the last one, whole on every rank, come to
   // the host.
@@ -79,6 +87,7 @@ class Model {
 
  private:
   void make_rope_tables();
+  void attach_dora();
   void plan();
   AttentionShape attention_shape() const;  // without a window
   std::vector<AttentionShape> attention_shapes() const;
@@ -102,6 +111,7 @@ class Model {
   Buffer memory_, rope_memory_;
   size_t layer_bytes_ = 0;
   Activations activations_;
+  std::optional<DoraNorms> dora_;
   Matrix rope_table_, window_rope_table_;  // one and the same where the config has one rope
   std::vector<SublayerLabels> labels_;
   LossHead loss_;

@@ -26,8 +26,13 @@ ConstMatrix on_device(Stream& stream, WeightSlice slice,
 
 }  // namespace
 
-bool BlockWeights::adapted() const {
-  return std::any_of(groups.begin(), groups.end(), [](const auto& g) { return g.adapted(); });
+bool LinearGroup::trained() const {
+  return adapted() || std::any_of(linears.begin(), linears.end(),
+                                  [](const Linear& l) { return l.trained_bias != nullptr; });
+}
+
+bool BlockWeights::trained() const {
+  return std::any_of(groups.begin(), groups.end(), [](const auto& g) { return g.trained(); });
 }
 
 ModelWeights arrange_weights(const ModelConfig& config, int tp_rank, int tp_size,
@@ -58,7 +63,8 @@ ModelWeights arrange_weights(const ModelConfig& config, int tp_rank, int tp_size
         continue;
       }
       LinearGroup& group = b.groups[m.group];
-      group.linears.push_back({name, {get(name + ".weight")}, get(name + ".bias"), nullptr});
+      const ConstMatrix bias = get(name + ".bias");
+      group.linears.push_back({name, {get(name + ".weight")}, bias, nullptr, bias});
       group.row_parallel = is_row_parallel(m.split);
     }
   }
@@ -83,7 +89,12 @@ void attach_factors(ModelWeights& weights, const Factors* factors) {
       group.lora_rank = 0;
       for (Linear& linear : group.linears) {
         linear.lora = factors ? factors->find(linear.name) : nullptr;
+        linear.dora = {};
         if (linear.lora) group.lora_rank += linear.lora->lora_rank;
+        linear.trained_bias =
+            factors && linear.base_bias ? factors->find_trained(linear.name + ".bias") : nullptr;
+        linear.bias = linear.trained_bias ? local_block(*linear.trained_bias, factors->values())
+                                          : linear.base_bias;
       }
     }
   }

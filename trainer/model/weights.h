@@ -12,12 +12,23 @@
 
 namespace lorashard {
 
+// What DoRA multiplies a module's outputs by (trainer/model/dora.h), (1,N) F32; empty without it.
+struct DoraVectors {
+  Matrix scale;         // magnitude / norm
+  Matrix excess;        // scale - 1
+  Matrix inverse_norm;  // 1 / norm
+  explicit operator bool() const { return bool(scale); }
+};
+
 // One frozen linear module, this rank's part: W(N,K), bias(1,N) or empty, and its factors or null.
 struct Linear {
   std::string name;  // as in the base
   FrozenWeight weight;
-  ConstMatrix bias;
+  ConstMatrix bias;  // the base's, or the trained one
   const LoraModule* lora = nullptr;
+  ConstMatrix base_bias;
+  const AdapterTensor* trained_bias = nullptr;  // null: the base's
+  DoraVectors dora = {};
 };
 
 // The linear modules of one InputGroup.
@@ -26,13 +37,15 @@ struct LinearGroup {
   bool row_parallel = false;  // the output is partial until it is all-reduced; then comes the bias
   int64_t lora_rank = 0;      // sum of the adapted modules' ranks: columns of u = x A^T
   bool adapted() const { return lora_rank > 0; }
+  // Whether backward has anything to form here: gradients of factors or of a bias.
+  bool trained() const;
 };
 
 struct BlockWeights {
   PerNorm<ConstMatrix> norms;  // gains (1,H), of query and key (1,D); empty where a family has none
   PerGroup<LinearGroup> groups;
   int64_t window = 0;  // 0: attention over the whole sequence
-  bool adapted() const;
+  bool trained() const;
 };
 
 struct ModelWeights {
@@ -58,8 +71,8 @@ ModelWeights arrange_weights(const ModelConfig& config, int tp_rank, int tp_size
 ModelWeights load_weights(Stream& stream, const BaseModel& base, int tp_rank, int tp_size,
                           const Factors* factors);
 
-// Points the linear modules at other factors (null: none), for swapping adapters on one loaded
-// base.
+// Points the linear modules at other factors and trained biases (null: none, the base's), for
+// swapping adapters on one loaded base.
 void attach_factors(ModelWeights& weights, const Factors* factors);
 
 }  // namespace lorashard

@@ -66,8 +66,7 @@ int evaluate(const Config& config, const std::string& adapter_dir, const Ranks& 
     check_tensor_groups(config, ranks.world.size());
     session.open_base(run.model().path(), run.parallel().tensor(), config.where("parallel.tensor"));
     data = Dataset::open(run.data().eval(), dataset_options(run, *session.base));
-    if (!adapter_dir.empty())
-      adapter = read_adapter(adapter_dir, linear_modules(session.base->config()));
+    if (!adapter_dir.empty()) adapter = read_adapter(adapter_dir, session.base->config());
   });
   agree_on_inputs(ranks, eval_files(run, adapter_dir));
   const std::vector<std::string> notes = check_data(*data, run.data().eval(), run, *session.base,

@@ -152,7 +152,7 @@ int generate(const GenerateOptions& options, const Ranks& ranks) {
     eos_ids = stop_ids(base, *tokenizer);
     for (const std::string& dir : options.adapters) {
       adapters.emplace_back();
-      if (dir != "base") adapters.back() = read_adapter(dir, linear_modules(base.config()));
+      if (dir != "base") adapters.back() = read_adapter(dir, base.config());
     }
     if (adapters.empty()) adapters.emplace_back();
   });

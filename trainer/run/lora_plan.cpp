@@ -34,6 +34,7 @@ void check_expressions(const Config& config, const AdapterConfig& c) {
     module_pattern(key, config.where("lora.rank_pattern." + key));
   for (const auto& [key, alpha] : c.alpha_pattern)
     module_pattern(key, config.where("lora.alpha_pattern." + key));
+  for (const std::string& p : c.layers_pattern) Pattern(p, config.where("lora.layers_pattern"));
 }
 
 }  // namespace
@@ -50,20 +51,24 @@ LoraPlan plan_lora(const Config& config, const BaseModel& base, const std::strin
   c.target_regex = is_module_regex(lora.target_modules());
   c.exclude_modules.assign(lora.exclude_modules().begin(), lora.exclude_modules().end());
   c.use_rslora = lora.use_rslora();
+  c.use_dora = lora.use_dora();
+  c.bias = RunConfig::Lora::Bias_Name(lora.bias());
   c.exclude_regex = is_module_regex(lora.exclude_modules());
+  c.layers_to_transform.assign(lora.layers_to_transform().begin(),
+                               lora.layers_to_transform().end());
+  c.layers_pattern.assign(lora.layers_pattern().begin(), lora.layers_pattern().end());
   for (const auto& p : lora.rank_pattern()) c.rank_pattern.emplace_back(p.key(), p.value());
   for (const auto& p : lora.alpha_pattern()) c.alpha_pattern.emplace_back(p.key(), p.value());
   check_expressions(config, c);
   const std::vector<std::string> others = other_modules(base.config());
   const auto match = [&](const AdapterConfig& by) {
-    return match_targets(all, by.target_modules, by.target_regex, by.exclude_modules,
-                         config.where("lora.target_modules"), by.exclude_regex, others);
+    return match_targets(by, all, config.where("lora.target_modules"), others);
   };
   if (lora.init_from().empty()) {
     plan.modules = match(c);
     plan.notes = idle_selectors(c, all, others, plan.modules);
   } else {
-    plan.start = read_adapter(lora.init_from(), all);
+    plan.start = read_adapter(lora.init_from(), base.config());
     check_adapter_base(*plan.start, lora.init_from(), base_digest);
     const AdapterConfig& theirs = plan.start->config;
     must_agree(config, "lora.rank", c.rank, theirs.rank, "r " + std::to_string(theirs.rank));
@@ -71,6 +76,9 @@ LoraPlan plan_lora(const Config& config, const BaseModel& base, const std::strin
                "lora_alpha " + std::to_string(theirs.alpha));
     must_agree(config, "lora.use_rslora", c.use_rslora, theirs.use_rslora,
                theirs.use_rslora ? "use_rslora true" : "use_rslora false");
+    must_agree(config, "lora.use_dora", c.use_dora, theirs.use_dora,
+               theirs.use_dora ? "use_dora true" : "use_dora false");
+    must_agree(config, "lora.bias", c.bias, theirs.bias, "bias \"" + theirs.bias + "\"");
     const auto ignored = [&](const char* setting) {
       fail_input(config.where(setting), std::string(setting) +
                                             " differs from the adapter of lora.init_from, which "
@@ -85,13 +93,16 @@ LoraPlan plan_lora(const Config& config, const BaseModel& base, const std::strin
       if (module_alpha(ours, m.name) != m.alpha) ignored("lora.alpha_pattern");
     }
     std::vector<LinearModule> adapted = modules_with_factors(*plan.start, all);
-    if (c.target_modules.empty() && !c.exclude_modules.empty()) {
+    const auto must_leave = [&](const char* setting, bool whole_names) {
       AdapterConfig by = c;
-      by.target_modules.clear();
-      for (const LinearModule& m : adapted) by.target_modules.push_back(m.name);
-      by.target_regex = false;
-      if (names(match(by)) != names(adapted)) ignored("lora.exclude_modules");
-    }
+      for (const LinearModule& m : adapted)
+        by.target_modules.push_back(whole_names ? m.name : m.name.substr(m.name.rfind('.') + 1));
+      if (names(match(by)) != names(adapted)) ignored(setting);
+    };
+    if (c.target_modules.empty() && !c.layers_to_transform.empty())
+      must_leave("lora.layers_to_transform", false);
+    else if (c.target_modules.empty() && !c.exclude_modules.empty())
+      must_leave("lora.exclude_modules", true);
     if (!c.target_modules.empty() && names(match(c)) != names(adapted)) {
       fail_input(config.where("lora.target_modules"),
                  "chooses other modules than the adapter of lora.init_from has factors for; leave "
@@ -106,6 +117,10 @@ LoraPlan plan_lora(const Config& config, const BaseModel& base, const std::strin
     plan.modules = std::move(adapted);
   }
   name_targets(c, all, plan.modules);
+  if (c.bias != "none" && trained_tensors(model_tensors(base.config()), c, plan.modules).empty())
+    plan.notes.push_back("lora.bias " + c.bias +
+                         (c.bias == "all" ? " has no effect: the model has no biases"
+                                          : " has no effect: no adapted module has a bias"));
   c.base_model = base.path();
   c.base_digest = base_digest;
   return plan;
@@ -117,6 +132,10 @@ RunConfig resolved_config(const RunConfig& run, const LoraPlan& plan) {
   lora.set_rank(plan.config.rank);
   lora.set_alpha(plan.config.alpha);
   lora.set_use_rslora(plan.config.use_rslora);
+  lora.set_use_dora(plan.config.use_dora);
+  RunConfig::Lora::Bias bias = RunConfig::Lora::none;
+  RunConfig::Lora::Bias_Parse(plan.config.bias, &bias);
+  lora.set_bias(bias);
   lora.clear_rank_pattern();
   lora.clear_alpha_pattern();
   for (const auto& [key, rank] : plan.config.rank_pattern) {

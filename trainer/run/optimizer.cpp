@@ -14,6 +14,28 @@
 #include "kernels/transfer.h"
 
 namespace lorashard {
+namespace {
+
+// What AdamW does otherwise for some tensors than for others.
+struct ParameterGroup {
+  double rate;  // over the learning rate
+  float decay;
+  bool operator==(const ParameterGroup&) const = default;
+};
+
+// Plain LoRA has one group. LoRA+ (Hayou et al. 2024) has those of PEFT's
+// create_loraplus_optimizer: B and whatever is a vector learn faster, and biases do not decay.
+ParameterGroup group_of(const AdapterLayout& layout, const AdapterTensor& t,
+                        const OptimizerSettings& settings) {
+  if (settings.loraplus_ratio == 1) return {1, settings.weight_decay};
+  const bool vector = t.kind == AdapterTensorKind::Magnitude ||
+                      (t.kind == AdapterTensorKind::Base && layout.trained[t.index].base.vector);
+  if (t.kind != AdapterTensorKind::LoraB && !vector) return {1, settings.weight_decay};
+  const bool bias = t.kind == AdapterTensorKind::Base && layout.owner(t).ends_with("bias");
+  return {settings.loraplus_ratio, bias ? 0 : settings.weight_decay};
+}
+
+}  // namespace
 
 void clear_gradients(Stream& stream, TrainingBuffers& buffers) {
   fill_zero(stream, matrix(buffers.gradients(), 1, buffers.size(), DType::F32));
@@ -48,29 +70,38 @@ void apply_step(Stream& stream, Factors& factors, TrainingBuffers& buffers,
                 int64_t terms, double norm) {
   double clip = 1;
   if (settings.max_grad_norm > 0) clip = std::min(1.0, settings.max_grad_norm / (norm + 1e-6));
-  adamw(stream, factors.values(), buffers.first_moments(), buffers.second_moments(),
-        buffers.gradients(), factors.size(),
-        {.learning_rate = float(learning_rate),
-         .beta1 = settings.beta1,
-         .beta2 = settings.beta2,
-         .epsilon = settings.epsilon,
-         .weight_decay = settings.weight_decay,
-         .step = step,
-         .gradient_scale = float(clip / double(terms))});
-  // After the update. Nothing is derived from the values yet; what will be (DoRA's weight norms,
-  // bf16 copies of A and B for CUDA's GEMMs) is enqueued here, before the next forward pass reads
-  // it. A loaded or initialised adapter needs it once before the first step, too.
+  // Neighbours of one rate in one kernel.
+  const std::vector<AdapterTensor>& tensors = factors.layout().tensors;
+  for (size_t i = 0; i < tensors.size();) {
+    const ParameterGroup group = group_of(factors.layout(), tensors[i], settings);
+    const int64_t begin = tensors[i].offset;
+    int64_t end = begin;
+    for (; i < tensors.size() && group_of(factors.layout(), tensors[i], settings) == group; ++i)
+      end = tensors[i].offset + tensors[i].size();
+    adamw(stream, factors.values() + begin, buffers.first_moments() + begin,
+          buffers.second_moments() + begin, buffers.gradients() + begin, end - begin,
+          {.learning_rate = float(learning_rate * group.rate),
+           .beta1 = settings.beta1,
+           .beta2 = settings.beta2,
+           .epsilon = settings.epsilon,
+           .weight_decay = group.decay,
+           .step = step,
+           .gradient_scale = float(clip / double(terms))});
+  }
 }
 
 void check_replicas(const Factors& factors, const TrainingBuffers& buffers, Communicator& world) {
   if (world.size() == 1) return;
   constexpr size_t kDigest = 16;  // characters of the SHA-256 kept: 64 bits
-  const auto& modules = factors.modules();
-  std::vector<std::string> digests(modules.size());
+  const AdapterLayout& layout = factors.layout();
+  const auto& modules = layout.modules;
+  std::vector<std::string> digests(modules.size() + layout.trained.size());
   for (const float* flat : {factors.values(), buffers.first_moments(), buffers.second_moments()}) {
     const std::vector<float> host = factors.read(flat);
-    for (const AdapterTensor& t : factors.layout().tensors) {
-      digests[t.module] += sha256_hex(host.data() + t.offset, size_t(t.size()) * sizeof(float));
+    for (const AdapterTensor& t : layout.tensors) {
+      const bool base = t.kind == AdapterTensorKind::Base;
+      digests[t.index + (base ? modules.size() : 0)] +=
+          sha256_hex(host.data() + t.offset, size_t(t.size()) * sizeof(float));
     }
   }
   std::string mine;
@@ -79,7 +110,7 @@ void check_replicas(const Factors& factors, const TrainingBuffers& buffers, Comm
   }
   std::string theirs(mine.size() * size_t(world.size()), '\0');
   world.all_gather(mine.data(), theirs.data(), int64_t(mine.size()), "replica_check");
-  for (size_t m = 0; m < modules.size(); ++m) {
+  for (size_t m = 0; m < digests.size(); ++m) {
     const std::string first = theirs.substr(m * kDigest, kDigest);
     std::string ranks;
     for (int r = 1; r < world.size(); ++r) {
@@ -88,9 +119,11 @@ void check_replicas(const Factors& factors, const TrainingBuffers& buffers, Comm
       }
     }
     if (ranks.empty()) continue;
-    fail_on_all_ranks(kExitFailure, modules[m].linear.name,
-                      "factors or moments differ between rank 0 and rank(s) " + ranks +
-                          ", replicas must be identical; resume from the last checkpoint");
+    fail_on_all_ranks(
+        kExitFailure,
+        m < modules.size() ? modules[m].linear.name : layout.trained[m - modules.size()].base.name,
+        "factors or moments differ between rank 0 and rank(s) " + ranks +
+            ", replicas must be identical; resume from the last checkpoint");
   }
 }
 

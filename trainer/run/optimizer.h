@@ -29,19 +29,22 @@ StepSums reduce_step(Stream& stream, TrainingBuffers& buffers, Communicator& wor
 
 struct OptimizerSettings {
   float beta1, beta2, epsilon, weight_decay;
-  double max_grad_norm;  // 0: no clipping
+  double max_grad_norm;       // 0: no clipping
+  double loraplus_ratio = 1;  // the learning rate of B over that of A
 };
 
 // Norm of the mean gradient (the all-reduced one over the terms), before clipping.
 double gradient_norm(const StepSums& sum);
 
-// Clips as torch.nn.utils.clip_grad_norm_ and updates the factors. `step` counts from 1.
+// Clips as torch.nn.utils.clip_grad_norm_ and updates the factors, A with `learning_rate`. `step`
+// counts from 1. What is derived from the values is for Model::factors_changed() to form anew.
 void apply_step(Stream& stream, Factors& factors, TrainingBuffers& buffers,
                 const OptimizerSettings& settings, double learning_rate, int64_t step,
                 int64_t terms, double norm);
 
-// Compares a digest of each module's factors and moments over the ranks. Error (status 3, the same
-// on all ranks) naming module and ranks if any differ. Collective.
+// Compares a digest of each module's factors and moments over the ranks, and of each trained
+// tensor's. Error (status 3, the same on all ranks) naming module and ranks if any differ.
+// Collective.
 void check_replicas(const Factors& factors, const TrainingBuffers& buffers, Communicator& world);
 
 }  // namespace lorashard

@@ -30,6 +30,17 @@ void check_same_run(const LoadedCheckpoint& loaded, const Factors& factors,
     same = modules[i].name == m.linear.name && modules[i].rank == m.lora_rank &&
            modules[i].alpha == m.alpha;
   }
+  const AdapterConfig &their = loaded.state.adapter.config, &our = factors.layout().config;
+  if (their.use_dora != our.use_dora) {
+    fail_input(config.where("lora.use_dora"),
+               fmt::format("{} has use_dora {}, the settings here {}; a run keeps it", name,
+                           their.use_dora, our.use_dora));
+  }
+  if (their.bias != our.bias) {
+    fail_input(config.where("lora.bias"),
+               fmt::format("{} has bias {}, the settings here {}; a run keeps it", name, their.bias,
+                           our.bias));
+  }
   if (!same || loaded.state.adapter.config.use_rslora != factors.layout().config.use_rslora) {
     fail_input(config.where("lora"),
                fmt::format("{} adapts {} modules with rank {}, alpha {}; the settings here give {} "
@@ -142,7 +153,7 @@ std::string settings_digest(const RunConfig& run) {
 ResumedRun load_run(const fs::path& run_dir, const ModelConfig& model, Factors& factors,
                     TrainingBuffers& buffers, TrainingCounters& counters, const Config& config,
                     bool accept_changes) {
-  const auto loaded = load_newest_checkpoint(run_dir, linear_modules(model));
+  const auto loaded = load_newest_checkpoint(run_dir, linear_modules(model), model_tensors(model));
   if (!loaded) return {};
   ResumedRun resumed{.found = true, .notes = loaded->notes};
   const TrainingCounters& theirs = loaded->state.counters;
@@ -169,8 +180,8 @@ ResumedRun load_run(const fs::path& run_dir, const ModelConfig& model, Factors& 
   if (!accept_changes) refuse_changes(changes, loaded->path.string(), config);
   take_over(counters, theirs, changes, resumed.notes);
   factors.load(loaded->state.adapter);
-  factors.write_modules(buffers.first_moments(), loaded->state.first_moment);
-  factors.write_modules(buffers.second_moments(), loaded->state.second_moment);
+  factors.write_values(buffers.first_moments(), loaded->state.first_moment);
+  factors.write_values(buffers.second_moments(), loaded->state.second_moment);
   return resumed;
 }
 
@@ -201,8 +212,8 @@ std::vector<std::string> save_run(const fs::path& run_dir, const Factors& factor
   return save_checkpoint(run_dir,
                          {.counters = counters,
                           .adapter = factors.to_adapter(),
-                          .first_moment = factors.read_modules(buffers.first_moments()),
-                          .second_moment = factors.read_modules(buffers.second_moments())},
+                          .first_moment = factors.read_values(buffers.first_moments()),
+                          .second_moment = factors.read_values(buffers.second_moments())},
                          keep_last);
 }
 

@@ -96,8 +96,8 @@ std::string length_setting(const RunConfig& run) {
 
 OptimizerSettings optimizer_settings(const RunConfig& run) {
   const auto& o = run.optimizer();
-  return {float(o.beta1()), float(o.beta2()), float(o.epsilon()), float(o.weight_decay()),
-          o.max_grad_norm()};
+  return {float(o.beta1()),        float(o.beta2()),  float(o.epsilon()),
+          float(o.weight_decay()), o.max_grad_norm(), o.loraplus_lr_ratio()};
 }
 
 double learning_rate(const RunConfig& run, int64_t step, int64_t steps) {

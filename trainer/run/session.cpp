@@ -60,6 +60,7 @@ std::unique_ptr<LoadedModel> load_model(Session& session, Factors* factors, floa
   std::unique_ptr<LoadedModel> loaded;
   run_agreed(session.world,
              [&] { loaded = std::make_unique<LoadedModel>(session, factors, gradients, options); });
+  loaded->model.factors_changed();
   return loaded;
 }
 

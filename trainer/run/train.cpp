@@ -107,6 +107,7 @@ class Trainer {
   std::optional<MetricsFile> metrics_;  // on the first rank
   std::unique_ptr<FolderLock> lock_;    // on the first rank
   int64_t steps_ = 0;                   // of the run
+  bool fresh_ = false;                  // the factors are new, not read
   bool finished_ = false;               // before this call: nothing is to be done
   bool look_within_step_ = false;       // the step before was long; the same on all ranks
   int64_t saved_step_ = -1;             // of the newest checkpoint that this call wrote
@@ -200,17 +201,19 @@ void Trainer::start_or_resume() {
   }
   finished_ = resumed.finished;
   steps_ = finished_ ? resumed.steps : run_steps(run_, counters_);
+  fresh_ = !resumed.found && !plan_.start;
   if (resumed.found) return;
   if (plan_.start) {
     factors_->load(*plan_.start);
   } else {
-    factors_->initialize(run_.train().seed());
+    factors_->initialize(run_.train().seed(), *session_.base);
   }
 }
 
 void Trainer::make_model() {
   loaded_ = load_model(session_, &*factors_, buffers_->gradients(),
                        training_options(run_, stream_, session_.ranks.host_ranks));
+  if (fresh_) model().initialize_magnitudes();
   batches_.emplace(
       train_data_, run_.train().seed(), run_.data().shuffle(), run_.train().global_batch_size(),
       run_.train().micro_batch_size(), mesh_.dp_rank, mesh_.dp_size,
@@ -258,6 +261,7 @@ StepMetrics Trainer::optimizer_step(const StepSums& sum) {
   if (sum.unmasked > 0) {
     apply_step(stream_, *factors_, *buffers_, optimizer_settings(run_), rate,
                counters_.step - counters_.steps_skipped, sum.terms, norm);
+    model().factors_changed();
   } else {
     ++counters_.steps_skipped;
   }

@@ -1,0 +1,29 @@
+// The tensors of the base that an adapter trains beside its factors.
+#include <set>
+
+#include "checkpoint/adapter.h"
+
+namespace lorashard {
+
+// Biases as PEFT's setting `bias` marks and names them: those of adapted modules lie in the module
+// that PEFT wraps (peft/tuners/tuners_utils.py, _get_learnable_bias_state_dict).
+std::vector<TrainedTensor> trained_tensors(const std::vector<TensorSpec>& tensors,
+                                           const AdapterConfig& config,
+                                           const std::vector<LinearModule>& adapted) {
+  if (config.bias == "none") return {};
+  std::set<std::string> names;
+  for (const LinearModule& m : adapted) names.insert(m.name);
+  std::vector<TrainedTensor> trained;
+  for (const TensorSpec& t : tensors) {
+    const std::string end = ".bias";
+    if (!t.name.ends_with(end)) continue;
+    const std::string module = t.name.substr(0, t.name.size() - end.size());
+    if (names.count(module))
+      trained.push_back({t, module + ".base_layer" + end});
+    else if (config.bias == "all")
+      trained.push_back({t, t.name});
+  }
+  return trained;
+}
+
+}  // namespace lorashard
