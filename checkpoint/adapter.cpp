@@ -63,7 +63,7 @@ std::optional<FactorName> parse_factor_name(const std::string& tensor) {
       // What stands before the model's own names; without one of them, PEFT's prefix alone is
       // known.
       size_t begin = 0;
-      for (const std::string root : {"model.layers.", "layers."})
+      for (const std::string root : {"model.layers.", "transformer.h.", "layers.", "h."})
         if (const size_t at = ("." + body).rfind("." + root); at != std::string::npos) {
           begin = at;
           break;
@@ -77,11 +77,13 @@ std::optional<FactorName> parse_factor_name(const std::string& tensor) {
 // The tensor has another prefix than PEFT writes.
 [[noreturn]] void fail_prefix(const std::string& where, const FactorName& name) {
   // "base_model.model.layers.0": an adapter for the model without its head.
-  const bool headless = !name.module.starts_with("model.");
+  const bool gpt2 = name.module.starts_with("h.") || name.module.starts_with("transformer.h.");
+  const std::string root = gpt2 ? "transformer." : "model.", layers = gpt2 ? "h." : "layers.";
+  const bool headless = !name.module.starts_with(root);
   const std::string found =
       name.prefix.empty() ? "carries no prefix" : "carries the prefix \"" + name.prefix + "\"";
-  fail_input(where, found + " before \"" + name.module.substr(0, name.module.find("layers.") + 7) +
-                        "\"; \"" + kPrefix + "model.layers.\" is expected" +
+  fail_input(where, found + " before \"" + (headless ? layers : root + layers) + "\"; \"" +
+                        kPrefix + root + layers + "\" is expected" +
                         (headless && name.prefix + name.module != name.module
                              ? ", the names that PEFT gives an adapter of the model with its head"
                              : "") +
@@ -107,7 +109,8 @@ TensorsByKind collect_factors(const SafetensorsFile& file, const std::string& pa
       fail_input(path + ": " + t.name,
                  "is no LoRA factor of a linear layer (base_model.model.MODULE.lora_A.weight or "
                  "lora_B.weight was expected); nothing else is supported");
-    if (name->prefix != kPrefix || name->module.starts_with("layers."))
+    if (name->prefix != kPrefix || name->module.starts_with("layers.") ||
+        name->module.starts_with("h."))
       fail_prefix(path + ": " + t.name, *name);
     if (t.dtype != DType::F32 && t.dtype != DType::BF16 && t.dtype != DType::F16)
       fail_input(path + ": " + t.name, "is stored as " + std::string(name_of(t.dtype)) +
@@ -217,6 +220,7 @@ Adapter read_adapter(const fs::path& dir, const std::vector<LinearModule>& modul
   const PatternTable<double> alphas(peft.config.alpha_pattern, peft.config.alpha,
                                     config_path + ": alpha_pattern");
   for (const LinearModule& m : match_peft_targets(peft, modules, config_path)) {
+    adapter.config.fan_in_fan_out = m.transposed;
     AdapterModule module{.name = m.name,
                          .rank = ranks.of(m.name),
                          .in_features = m.in_features,

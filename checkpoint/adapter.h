@@ -20,8 +20,9 @@ struct AdapterConfig {
   std::vector<std::string> target_modules;  // names or suffixes; one regex if target_regex
   bool target_regex = false;                // PEFT: target_modules is a single string
   std::vector<std::string> exclude_modules;
-  bool exclude_regex = false;  // PEFT: exclude_modules is a single string
-  bool use_rslora = false;     // scale alpha / sqrt(r)
+  bool exclude_regex = false;   // PEFT: exclude_modules is a single string
+  bool use_rslora = false;      // scale alpha / sqrt(r)
+  bool fan_in_fan_out = false;  // for PEFT: the base stores its weights transposed. Follows from it
   // Regular expressions that match the end of a module's name, from a dot on. The first that
   // matches decides.
   std::vector<std::pair<std::string, int64_t>> rank_pattern;

@@ -110,7 +110,6 @@ void check_kind(Settings& s) {
     s.fail("task_type", "is " + task->dump() + "; only \"CAUSAL_LM\" is supported");
   if (const Json* bias = s.find("bias"); bias && *bias != "none")
     s.fail("bias", "is " + bias->dump() + "; only \"none\" is supported");
-  if (s.boolean("fan_in_fan_out")) s.fail("fan_in_fan_out", "is true; only false is supported");
   // These ways to start do not touch the base. Others (PiSSA, OLoRA, CorDA, LoftQ, …) replace it by
   // a residual, so that the factors alone do not say what the model is.
   static const std::set<std::string> kept = {"gaussian", "eva", "orthogonal"};
@@ -147,6 +146,7 @@ PeftConfig parse_peft_config(const std::string& text, const std::string& source)
   if (c.dropout < 0 || c.dropout >= 1)
     s.fail("lora_dropout", "is " + std::to_string(c.dropout) + "; it must lie in [0, 1)");
   c.use_rslora = s.boolean("use_rslora");
+  c.fan_in_fan_out = s.boolean("fan_in_fan_out");  // PEFT corrects it by the base
   c.target_modules = s.names("target_modules", c.target_regex);
   if (c.target_modules.empty())
     s.fail("target_modules", "is missing or empty; the names of the adapted modules were expected");
@@ -187,7 +187,7 @@ std::string format_peft_config(const AdapterConfig& c) {
   if (!c.exclude_modules.empty())
     json["exclude_modules"] =
         c.exclude_regex ? Json(c.exclude_modules.front()) : Json(c.exclude_modules);
-  json["fan_in_fan_out"] = false;
+  json["fan_in_fan_out"] = c.fan_in_fan_out;
   json["inference_mode"] = true;
   json["init_lora_weights"] = true;
   json["layers_pattern"] = nullptr;

@@ -134,7 +134,6 @@ TEST_F(AdapterFile, RefusesSettingsThatChangeTheMathematicsByName) {
       {"peft_type", "ADALORA"},
       {"task_type", "SEQ_CLS"},
       {"bias", "all"},
-      {"fan_in_fan_out", true},
       {"use_dora", true},
       {"modules_to_save", {"lm_head"}},
       {"trainable_token_indices", {1, 2}},

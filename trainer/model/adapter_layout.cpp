@@ -28,14 +28,14 @@ AdapterLayout adapter_layout(const ModelConfig& model, const std::vector<LinearM
     m.lora_rank = module_rank(config, linear.name);
     m.alpha = module_alpha(config, linear.name);
     m.scaling = float(lora_scaling(config, m.lora_rank, m.alpha));
-    const TensorPart part =
-        tensor_part(model, linear.split, linear.out_features, linear.in_features, tp_rank, tp_size);
     const AdapterModule shapes = shapes_of(m);
     // A dimension of inputs or outputs is cut as its module is; lora_rank is whole.
     const auto local = [&](int64_t AdapterModule::*dimension) {
-      if (dimension == &AdapterModule::in_features) return Range{part.col_begin, part.col_end};
-      if (dimension == &AdapterModule::out_features) return Range{part.row_begin, part.row_end};
-      return Range{0, shapes.*dimension};
+      const int64_t n = shapes.*dimension;
+      const bool cut = dimension == (is_row_parallel(linear.split) ? &AdapterModule::in_features
+                                                                   : &AdapterModule::out_features);
+      return cut ? split_ranges(model, linear.split, n, tp_rank, tp_size)
+                 : std::vector{Range{0, n}};
     };
     for (const AdapterTensorSpec& t : kAdapterTensors) {
       layout.tensors.push_back({.module = layout.modules.size(),

@@ -21,7 +21,13 @@ Matrix stacked_a(const LinearGroup& group, float* flat) {
 
 // The dropout mask on the input of one module's A.
 DropoutMask mask_of(const LinearContext& c, const LoraModule& m) {
-  return {c.dropout.seed, m.site, c.dropout.row_keys, m.a.local_cols.begin, c.dropout.rate};
+  return {c.dropout.seed, m.site, c.dropout.row_keys, m.a.local_cols[0].begin, c.dropout.rate};
+}
+
+// The module's columns of u or t, which all its pieces share.
+template <class M>
+M columns_of(const Linear& l, M u) {
+  return u.col_range(l.u_column, l.lora->lora_rank);
 }
 
 // u = dropout(x) A^T of the adapted modules.
@@ -31,27 +37,27 @@ void down_project(const LinearContext& c, const LinearGroup& group, Matrix u, Co
     matmul_nt(c.stream, u, x, stacked_a(group, c.values));
     return;
   }
-  int64_t column = 0;
   for (const Linear& l : group.linears) {
-    if (!l.lora) continue;
-    lora_dropout_forward(c.stream, u.col_range(column, l.lora->lora_rank), x,
-                         Factors::local_a(*l.lora, c.values), mask_of(c, *l.lora));
-    column += l.lora->lora_rank;
+    if (!l.lora || l.piece > 0) continue;
+    lora_dropout_forward(c.stream, columns_of(l, u), x, Factors::local_a(*l.lora, c.values),
+                         mask_of(c, *l.lora));
   }
 }
 
 // y += scaling u B^T.
-void add_up_projection(const LinearContext& c, const LoraModule& m, Matrix y, ConstMatrix u) {
+void add_up_projection(const LinearContext& c, const Linear& l, Matrix y, ConstMatrix u) {
   const ProfileSpan span("lora", "lora");
-  matmul_nt(c.stream, y, u, Factors::local_b(m, c.values), m.scaling, 1);
+  matmul_nt(c.stream, y, u, Factors::local_b(*l.lora, c.values, l.piece), l.lora->scaling, 1);
 }
 
-// dB += scaling dy^T u;  t = scaling dy B.
-void up_projection_backward(const LinearContext& c, const LoraModule& m, Matrix t, ConstMatrix dy,
+// dB += scaling dy^T u;  t = scaling dy B, summed over the pieces of a module.
+void up_projection_backward(const LinearContext& c, const Linear& l, Matrix t, ConstMatrix dy,
                             ConstMatrix u) {
   const ProfileSpan span("lora", "lora");
-  matmul_tn(c.stream, Factors::local_b(m, c.gradients), dy, u, m.scaling, 1);
-  matmul_nn(c.stream, t, dy, Factors::local_b(m, c.values), m.scaling, 0);
+  const float scaling = l.lora->scaling;
+  matmul_tn(c.stream, Factors::local_b(*l.lora, c.gradients, l.piece), dy, u, scaling, 1);
+  matmul_nn(c.stream, t, dy, Factors::local_b(*l.lora, c.values, l.piece), scaling,
+            l.piece == 0 ? 0 : 1);
 }
 
 // dA += t^T dropout(x) of the adapted modules and, unless dx is empty, dx += dropout(t A).
@@ -63,14 +69,12 @@ void down_projection_backward(const LinearContext& c, const LinearGroup& group, 
     if (dx) matmul_nn(c.stream, dx, t, stacked_a(group, c.values), 1, 1);
     return;
   }
-  int64_t column = 0;
   for (const Linear& l : group.linears) {
-    if (!l.lora) continue;
+    if (!l.lora || l.piece > 0) continue;
     const LoraModule& m = *l.lora;
-    const ConstMatrix t_j = t.col_range(column, m.lora_rank);
+    const ConstMatrix t_j = columns_of(l, t);
     lora_dropout_wgrad(c.stream, Factors::local_a(m, c.gradients), t_j, x, mask_of(c, m));
     if (dx) lora_dropout_dgrad(c.stream, dx, t_j, Factors::local_a(m, c.values), mask_of(c, m));
-    column += m.lora_rank;
   }
 }
 
@@ -79,28 +83,20 @@ void down_projection_backward(const LinearContext& c, const LinearGroup& group, 
 void linear_group_forward(const LinearContext& c, const LinearGroup& group,
                           std::span<const Matrix> y, ConstMatrix x, Matrix u, DownProjection down) {
   if (group.adapted() && down == DownProjection::Compute) down_project(c, group, u, x);
-  int64_t column = 0;
   for (size_t j = 0; j < group.linears.size(); ++j) {
     const Linear& l = group.linears[j];
     frozen_forward(c.stream, y[j], x, l.weight, group.row_parallel ? ConstMatrix{} : l.bias);
-    if (!l.lora) continue;
-    add_up_projection(c, *l.lora, y[j], u.col_range(column, l.lora->lora_rank));
-    column += l.lora->lora_rank;
+    if (l.lora) add_up_projection(c, l, y[j], columns_of(l, u));
   }
 }
 
 void linear_group_backward(const LinearContext& c, const LinearGroup& group, Matrix dx,
                            std::span<const ConstMatrix> dy, ConstMatrix x, ConstMatrix u) {
   const Matrix t = group.adapted() ? c.t.block(0, x.rows, 0, group.lora_rank) : Matrix{};
-  int64_t column = 0;
   for (size_t j = 0; j < group.linears.size(); ++j) {
     const Linear& l = group.linears[j];
     if (dx) frozen_backward(c.stream, dx, dy[j], l.weight, j == 0 ? 0 : 1);
-    if (!l.lora) continue;
-    const int64_t lora_rank = l.lora->lora_rank;
-    up_projection_backward(c, *l.lora, t.col_range(column, lora_rank), dy[j],
-                           u.col_range(column, lora_rank));
-    column += lora_rank;
+    if (l.lora) up_projection_backward(c, l, columns_of(l, t), dy[j], columns_of(l, u));
   }
   if (group.adapted()) down_projection_backward(c, group, dx, t, x);
 }

@@ -29,8 +29,8 @@ struct LinearContext {
 enum class DownProjection : uint8_t { Compute, Reuse };
 
 // y_j(T,N_j) = x(T,K) W_j^T [+ bias_j, unless the group is row-parallel] + scaling_j dropout(x)
-// A_j^T B_j^T for each module j; u(T,lora_rank) F32 = dropout(x) A^T of the adapted ones, kept for
-// backward.
+// A_j^T B_j^T for each module j (of a fused one, each piece); u(T,lora_rank) F32 = dropout(x) A^T
+// of the adapted ones, kept for backward.
 void linear_group_forward(const LinearContext& c, const LinearGroup& group,
                           std::span<const Matrix> y, ConstMatrix x, Matrix u,
                           DownProjection down = DownProjection::Compute);

@@ -6,7 +6,6 @@
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
 #include "kernels/profile.h"
-#include "kernels/rms_norm.h"
 #include "kernels/rows.h"
 #include "parallel/tensor_region.h"
 #include "trainer/model/activations.h"
@@ -33,7 +32,7 @@ LossBuffers plan_loss(Arena& arena, const LossDims& d) {
   LossBuffers at;
   at.picked = arena.take(d.tokens, d.hidden, d.type);
   at.normed = arena.take(d.tokens, d.hidden, d.type);
-  at.rstd = arena.take(d.tokens, 1, DType::F32);
+  at.norm_stats = arena.take(d.tokens, d.norm_stats, DType::F32);
   at.d_normed = arena.take(d.tokens, d.hidden, d.type);
   at.logits = arena.take(d.chunk_rows, d.vocabulary, DType::F32);
   at.stats = arena.take(d.ranks * d.chunk_rows, 3, DType::F32);
@@ -49,6 +48,7 @@ LossHead::LossHead(Stream& stream, const ModelConfig& config, const ModelWeights
       tensor_(tensor),
       dims_{.tokens = max_tokens,
             .hidden = config.hidden_size,
+            .norm_stats = norm_stats_columns(config),
             .chunk_rows = loss_chunk_rows(config.vocab_size, tensor.size(), max_tokens),
             .vocabulary = weights.vocabulary.size(),
             .ranks = tensor.size(),
@@ -74,10 +74,10 @@ void LossHead::forward_backward(ConstMatrix x, Matrix dx) {
   const ProfileSpan span("layer", "loss");
   const auto count = int64_t(rows_.size());
   const Matrix picked = at_.picked.row_range(0, count), normed = at_.normed.row_range(0, count);
-  const Matrix rstd = at_.rstd.row_range(0, count), d_normed = at_.d_normed.row_range(0, count);
+  const Matrix norm_stats = at_.norm_stats.row_range(0, count),
+               d_normed = at_.d_normed.row_range(0, count);
   gather_rows(stream_, picked, x, staged_rows_);
-  rms_norm_forward(stream_, normed, rstd, picked, weights_.final_norm, config_.rms_norm_eps,
-                   config_.norm_gain_offset);
+  norm_forward(stream_, config_, normed, norm_stats, picked, weights_.final_norm);
   auto* lse = static_cast<float*>(at_.lse.data);
   // Chunks of equal size, as few as there can be.
   const int64_t chunks = (count + dims_.chunk_rows - 1) / dims_.chunk_rows;
@@ -100,16 +100,15 @@ void LossHead::forward_backward(ConstMatrix x, Matrix dx) {
   }
   if (dx) {
     enter_region_backward(tensor_, stream_, d_normed, "loss.head_backward");
-    rms_norm_backward(stream_, d_normed, d_normed, picked, rstd, weights_.final_norm,
-                      config_.norm_gain_offset, false);
+    norm_backward(stream_, config_, d_normed, d_normed, picked, norm_stats, weights_.final_norm,
+                  false);
     scatter_rows(stream_, dx, d_normed, staged_rows_);
   }
 }
 
 void LossHead::logits(ConstMatrix x, int64_t row, Matrix logits) {
   const Matrix normed = at_.normed.row_range(0, 1);
-  rms_norm_forward(stream_, normed, {}, x.row_range(row, 1), weights_.final_norm,
-                   config_.rms_norm_eps, config_.norm_gain_offset);
+  norm_forward(stream_, config_, normed, {}, x.row_range(row, 1), weights_.final_norm);
   frozen_forward(stream_, logits, normed, weights_.head);
 }
 

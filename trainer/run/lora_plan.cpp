@@ -48,6 +48,12 @@ LoraPlan plan_lora(const Config& config, const BaseModel& base, const std::strin
   c.dropout = lora.dropout();
   c.target_modules.assign(lora.target_modules().begin(), lora.target_modules().end());
   c.target_regex = is_module_regex(lora.target_modules());
+  // What load_config() fills in, before the base is known.
+  if (lora.init_from().empty() && !config.locations.contains("lora.target_modules") &&
+      c.target_modules == std::vector<std::string>{"q_proj", "v_proj"}) {
+    c.target_modules = default_targets(base.config());
+    plan.default_targets = c.target_modules;
+  }
   c.exclude_modules.assign(lora.exclude_modules().begin(), lora.exclude_modules().end());
   c.use_rslora = lora.use_rslora();
   c.exclude_regex = is_module_regex(lora.exclude_modules());
@@ -105,6 +111,7 @@ LoraPlan plan_lora(const Config& config, const BaseModel& base, const std::strin
     c.dropout = dropout;
     plan.modules = std::move(adapted);
   }
+  c.fan_in_fan_out = plan.modules.front().transposed;
   name_targets(c, all, plan.modules);
   c.base_model = base.path();
   c.base_digest = base_digest;
@@ -117,6 +124,8 @@ RunConfig resolved_config(const RunConfig& run, const LoraPlan& plan) {
   lora.set_rank(plan.config.rank);
   lora.set_alpha(plan.config.alpha);
   lora.set_use_rslora(plan.config.use_rslora);
+  if (!plan.default_targets.empty())
+    lora.mutable_target_modules()->Assign(plan.default_targets.begin(), plan.default_targets.end());
   lora.clear_rank_pattern();
   lora.clear_alpha_pattern();
   for (const auto& [key, rank] : plan.config.rank_pattern) {
