@@ -69,7 +69,7 @@ std::optional<FactorName> parse_factor_name(const std::string& tensor) {
       // What stands before the model's own names; without one of them, PEFT's prefix alone is
       // known.
       size_t begin = 0;
-      for (const std::string root : {"model.layers.", "layers."})
+      for (const std::string root : {"model.layers.", "transformer.h.", "layers.", "h."})
         if (const size_t at = ("." + body).rfind("." + root); at != std::string::npos) {
           begin = at;
           break;
@@ -83,11 +83,13 @@ std::optional<FactorName> parse_factor_name(const std::string& tensor) {
 // The tensor has another prefix than PEFT writes.
 [[noreturn]] void fail_prefix(const std::string& where, const FactorName& name) {
   // "base_model.model.layers.0": an adapter for the model without its head.
-  const bool headless = !name.module.starts_with("model.");
+  const bool gpt2 = name.module.starts_with("h.") || name.module.starts_with("transformer.h.");
+  const std::string root = gpt2 ? "transformer." : "model.", layers = gpt2 ? "h." : "layers.";
+  const bool headless = !name.module.starts_with(root);
   const std::string found =
       name.prefix.empty() ? "carries no prefix" : "carries the prefix \"" + name.prefix + "\"";
-  fail_input(where, found + " before \"" + name.module.substr(0, name.module.find("layers.") + 7) +
-                        "\"; \"" + kPrefix + "model.layers.\" is expected" +
+  fail_input(where, found + " before \"" + (headless ? layers : root + layers) + "\"; \"" +
+                        kPrefix + root + layers + "\" is expected" +
                         (headless && name.prefix + name.module != name.module
                              ? ", the names that PEFT gives an adapter of the model with its head"
                              : "") +
@@ -144,7 +146,8 @@ FileTensors collect_tensors(const SafetensorsFile& file, const std::string& path
       fail_input(path + ": " + t.name,
                  "is no LoRA factor of a linear layer (base_model.model.MODULE.lora_A.weight or "
                  "lora_B.weight was expected); nothing else is supported");
-    if (name->prefix != kPrefix || name->module.starts_with("layers."))
+    if (name->prefix != kPrefix || name->module.starts_with("layers.") ||
+        name->module.starts_with("h."))
       fail_prefix(path + ": " + t.name, *name);
     if (!tensors.factors[size_t(name->kind)].emplace(name->module, &t).second)
       fail_input(path + ": " + t.name, std::string("is a second ") +
@@ -293,7 +296,9 @@ Adapter read_adapter(const fs::path& dir, const std::vector<LinearModule>& modul
   const PatternTable<double> alphas(config.alpha_pattern, config.alpha,
                                     config_path + ": alpha_pattern");
   const std::vector<LinearModule> adapted = match_targets(config, modules, config_path);
+  check_trainable(config, adapted, base, config_path);
   for (const LinearModule& m : adapted) {
+    adapter.config.fan_in_fan_out = m.transposed;
     AdapterModule module{.name = m.name,
                          .rank = ranks.of(m.name),
                          .in_features = m.in_features,

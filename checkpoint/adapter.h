@@ -29,6 +29,7 @@ struct AdapterConfig {
   bool use_dora = false;    // magnitudes of their own (Liu et al. 2024)
   // Biases of the base that are trained: "none", "all", or "lora_only", those of adapted modules.
   std::string bias = "none";
+  bool fan_in_fan_out = false;  // for PEFT: the base stores its weights transposed. Follows from it
   // Regular expressions that match the end of a module's name, from a dot on. The first that
   // matches decides.
   std::vector<std::pair<std::string, int64_t>> rank_pattern;
@@ -126,6 +127,11 @@ std::vector<AdapterTensorView<const std::vector<float>>> tensors_of(const Adapte
 std::vector<TrainedTensor> trained_tensors(const std::vector<TensorSpec>& tensors,
                                            const AdapterConfig& config,
                                            const std::vector<LinearModule>& adapted);
+
+// Refuses (status 2, at `where`) what trains in PEFT and is not supported here: DoRA of transposed
+// weights, biases of norms.
+void check_trainable(const AdapterConfig& config, const std::vector<LinearModule>& adapted,
+                     const std::vector<TensorSpec>& tensors, const std::string& where);
 
 // Reads and checks DIR: every setting that changes the mathematics and is not supported is refused
 // by name; every factor has its partner, fits the base (module names and shapes of `modules`), and

@@ -14,7 +14,6 @@ using nlohmann::json;
 
 constexpr const char* kSingle = "model.safetensors";
 constexpr const char* kIndex = "model.safetensors.index.json";
-constexpr const char* kEmbedding = "model.embed_tokens.weight";
 constexpr const char* kHead = "lm_head.weight";
 
 bool ends_with(const std::string& s, std::string_view ending) {
@@ -79,20 +78,29 @@ struct Place {
   const TensorInfo* info;
 };
 
-constexpr const char* kPrefix = "model.";
-constexpr const char* kNoPrefixNote =
-    "its tensors are named as of a base saved without its head; they are read as model.…";
+// Tensors that old files hold and that are computed since: rotary frequencies, GPT-2's causal
+// masks.
+bool is_computed(const ModelConfig& config, const std::string& tensor) {
+  if (ends_with(tensor, "rotary_emb.inv_freq")) return true;
+  return config.fused_qkv &&
+         (ends_with(tensor, ".attn.bias") || ends_with(tensor, ".attn.masked_bias"));
+}
+
+std::string embedding_tensor(const ModelConfig& config) {
+  return outer_name(config, config.names.embedding) + ".weight";
+}
 
 // Gives the tensors of a base that was saved without its head (Qwen3Model, not Qwen3ForCausalLM)
 // the prefix that they have with it, as transformers does, where no tensor has it already. Returns
 // whether it did.
-bool add_base_prefix(std::map<std::string, Place>& places) {
-  const auto prefixed = [](const auto& entry) { return entry.first.rfind(kPrefix, 0) == 0; };
-  if (!places.count(std::string(kEmbedding).substr(std::strlen(kPrefix))) ||
+bool add_base_prefix(const ModelConfig& config, std::map<std::string, Place>& places) {
+  const std::string prefix = std::string(config.names.root) + ".";
+  const auto prefixed = [&](const auto& entry) { return entry.first.starts_with(prefix); };
+  if (!places.count(embedding_tensor(config).substr(prefix.size())) ||
       std::any_of(places.begin(), places.end(), prefixed))
     return false;
   std::map<std::string, Place> named;
-  for (const auto& [name, place] : places) named[name == kHead ? name : kPrefix + name] = place;
+  for (const auto& [name, place] : places) named[name == kHead ? name : prefix + name] = place;
   places = std::move(named);
   return true;
 }
@@ -100,23 +108,24 @@ bool add_base_prefix(std::map<std::string, Place>& places) {
 // Tied embeddings with both tensors in the files: the head is left out if it repeats the embedding
 // and refused if not (transformers versions differ in which of the two they use then). A head
 // alone stands for both.
-void resolve_tied_head(const BaseStorage& storage, std::map<std::string, Place>& places,
-                       std::vector<std::string>& notes) {
+void resolve_tied_head(const ModelConfig& config, const BaseStorage& storage,
+                       std::map<std::string, Place>& places, std::vector<std::string>& notes) {
   const auto head = places.find(kHead);
   if (head == places.end()) return;
   const SafetensorsFile& file = storage.files[head->second.file];
   const std::string where = file.file().path().string() + ": " + kHead;
-  const auto embedding = places.find(kEmbedding);
+  const std::string name = embedding_tensor(config);
+  const auto embedding = places.find(name);
   if (embedding == places.end()) {
-    places[kEmbedding] = head->second;
+    places[name] = head->second;
     notes.push_back(where + ": stands for the tied embedding too");
   } else if (equal_bytes(storage.files[embedding->second.file], *embedding->second.info, file,
                          *head->second.info)) {
     notes.push_back(where + ": left out, it repeats the tied embedding");
   } else {
-    fail_input(where,
-               "differs from model.embed_tokens.weight although config.json says "
-               "tie_word_embeddings; set that to false, or remove the tensor");
+    fail_input(where, "differs from " + name +
+                          " although config.json says tie_word_embeddings; set that to false, or "
+                          "remove the tensor");
   }
   places.erase(kHead);
 }
@@ -150,13 +159,14 @@ std::unique_ptr<BaseModel> open_hugging_face(const std::string& path) {
   for (const std::string& name : names) storage->files.push_back(SafetensorsFile::open(dir / name));
 
   std::map<std::string, Place> places;
+  size_t computed = 0;
+  std::string first_computed;
   for (size_t f = 0; f < names.size(); ++f) {
     const std::string file = (dir / names[f]).string();
     for (const TensorInfo& t : storage->files[f].tensors()) {
       const std::string where = file + ": " + printable(t.name);
-      // Computed from the config since; old files still carry it.
-      if (ends_with(t.name, "rotary_emb.inv_freq")) {
-        notes.push_back(where + ": left out, it is computed from config.json");
+      if (is_computed(config, t.name)) {
+        if (computed++ == 0) first_computed = where;
         continue;
       }
       if (!weight_map.empty()) {
@@ -172,12 +182,19 @@ std::unique_ptr<BaseModel> open_hugging_face(const std::string& path) {
   }
   // A tied head is listed by some indexes that were written from the model and not from the files.
   for (const auto& [tensor, file] : weight_map)
-    if (!ends_with(tensor, "rotary_emb.inv_freq") && !places.count(tensor) &&
+    if (!is_computed(config, tensor) && !places.count(tensor) &&
         !(config.tied_embeddings && tensor == kHead))
       fail_input((dir / file).string() + ": " + printable(tensor),
                  std::string("is missing, though ") + kIndex + " places it here");
-  if (add_base_prefix(places)) notes.push_back(path + ": " + kNoPrefixNote);
-  if (config.tied_embeddings) resolve_tied_head(*storage, places, notes);
+  if (computed > 0)
+    notes.push_back(
+        first_computed + ": left out, it is computed from config.json" +
+        (computed > 1 ? " (and " + std::to_string(computed - 1) + " more such tensors)" : ""));
+  if (add_base_prefix(config, places))
+    notes.push_back(path +
+                    ": its tensors are named as of a base saved without its head; they are " +
+                    "read as " + config.names.root + ".…");
+  if (config.tied_embeddings) resolve_tied_head(config, *storage, places, notes);
 
   std::vector<BaseModel::Tensor> tensors;
   const std::string whole = names.size() == 1 ? (dir / names[0]).string() : path;

@@ -33,6 +33,8 @@ std::string describe(const RopeConfig& r) {
       return joined("theta ", r.theta, ", llama3 scaling by ", r.factor, " (frequency factors ",
                     r.low_freq_factor, " and ", r.high_freq_factor, ", trained on ",
                     r.original_max_position_embeddings, " positions)");
+    case RopeConfig::Kind::None:
+      break;
   }
   return "";
 }
@@ -56,7 +58,7 @@ std::string biases(const ModelConfig& c) {
   };
   add(c.qkv_bias, "q, k, v");
   add(c.o_bias, "o");
-  add(c.mlp_bias, "gate, up, down");
+  add(c.mlp_bias, c.gated_mlp ? "gate, up, down" : "up, down");
   return text.empty() ? "none" : text;
 }
 
@@ -93,8 +95,11 @@ std::vector<std::string> inspect_base(const std::string& path, Communicator& wor
                          c.qk_norm ? ", query and key norms" : "",
                          c.post_norms ? ", norms of the sublayers' outputs" : ""));
   if (const std::string text = windows(c); !text.empty()) lines.push_back(text);
-  lines.push_back(joined("rotary embedding: ", describe(c.rope), ", up to ",
-                         c.max_position_embeddings, " positions"));
+  if (c.rope.kind == RopeConfig::Kind::None)
+    lines.push_back(joined("learned positions: ", c.max_position_embeddings));
+  else
+    lines.push_back(joined("rotary embedding: ", describe(c.rope), ", up to ",
+                           c.max_position_embeddings, " positions"));
   if (c.window_rope)
     lines.push_back(joined("rotary embedding of windowed layers: ", describe(*c.window_rope)));
   lines.push_back(joined("biases: ", biases(c)));

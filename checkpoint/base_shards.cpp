@@ -26,23 +26,31 @@ std::string part_name(int rank, int ranks) {
 
 bool empty(const TensorPart& p) { return p.row_begin >= p.row_end || p.col_begin >= p.col_end; }
 
-// The part of `spec` that file `rank` holds: what its rank needs and no lower rank has. Parts of
+// The parts of `spec` that file `rank` holds: what its rank needs and no lower rank has. Parts of
 // neighbouring ranks overlap at their borders only (shared key/value heads) or are all the same
-// (replicated tensors), so what is left is a rectangle; it may be empty.
-TensorPart owned_part(const ModelConfig& config, const TensorSpec& spec, int rank, int ranks) {
-  if (spec.split == Split::None)
-    return rank == 0 ? TensorPart{0, spec.rows, 0, spec.cols} : TensorPart{0, 0, 0, 0};
-  TensorPart part = tensor_part(config, spec.split, spec.rows, spec.cols, rank, ranks);
-  if (rank == 0) return part;
-  const TensorPart before = tensor_part(config, spec.split, spec.rows, spec.cols, rank - 1, ranks);
-  const bool by_columns = part.row_begin == 0 && part.row_end == spec.rows &&
-                          before.row_begin == 0 && before.row_end == spec.rows;
-  if (by_columns) {
-    part.col_begin = std::max(part.col_begin, before.col_end);
-  } else {
-    part.row_begin = std::max(part.row_begin, before.row_end);
+// (replicated tensors), so what is left of each is a rectangle; those that are empty are left out.
+std::vector<TensorPart> owned_parts(const ModelConfig& config, const TensorSpec& spec, int rank,
+                                    int ranks) {
+  if (spec.split == Split::None && rank > 0) return {};
+  std::vector<TensorPart> parts = tensor_parts(config, spec, rank, ranks);
+  const auto before = tensor_parts(config, spec, std::max(rank - 1, 0), ranks);
+  for (size_t i = 0; rank > 0 && i < parts.size(); ++i) {
+    TensorPart& part = parts[i];
+    const bool by_columns = part.row_begin == 0 && part.row_end == spec.rows &&
+                            before[i].row_begin == 0 && before[i].row_end == spec.rows;
+    if (by_columns) {
+      part.col_begin = std::max(part.col_begin, before[i].col_end);
+    } else {
+      part.row_begin = std::max(part.row_begin, before[i].row_end);
+    }
   }
-  return part;
+  std::erase_if(parts, empty);
+  return parts;
+}
+
+// The name of a tensor's `i`th part in a part file: a file may hold several (q, k and v of one).
+std::string stored_name(const std::string& tensor, size_t i) {
+  return i == 0 ? tensor : tensor + "." + std::to_string(i);
 }
 
 std::vector<int64_t> shape_of(const TensorSpec& spec, const TensorPart& part) {
@@ -56,10 +64,12 @@ FileDigest write_part(const BaseModel& base, const fs::path& dir, int rank, int 
   std::vector<SafetensorsWriter::Entry> entries;
   std::vector<std::pair<std::string, TensorPart>> parts;
   for (const TensorSpec& spec : specs) {
-    const TensorPart part = owned_part(base.config(), spec, rank, ranks);
-    if (empty(part)) continue;
-    entries.push_back({spec.name, base.find(spec.name)->dtype, shape_of(spec, part)});
-    parts.emplace_back(spec.name, part);
+    const auto owned = owned_parts(base.config(), spec, rank, ranks);
+    for (size_t i = 0; i < owned.size(); ++i) {
+      entries.push_back(
+          {stored_name(spec.name, i), base.find(spec.name)->dtype, shape_of(spec, owned[i])});
+      parts.emplace_back(spec.name, owned[i]);
+    }
   }
   const std::string name = part_name(rank, ranks);
   SafetensorsWriter out(dir / name, entries, {{"format", "lorashard-base"}});
@@ -152,14 +162,14 @@ BaseShardManifest make_manifest(const BaseModel& base, int ranks,
     for (const int64_t d : tensor.shape) t->add_shape(d);
     t->set_digest(to_hex(digests[i].data(), digests[i].size()));
     for (int rank = 0; rank < ranks; ++rank) {
-      const TensorPart part = owned_part(base.config(), specs[i], rank, ranks);
-      if (empty(part)) continue;
-      auto* p = t->add_piece();
-      p->set_file(part_name(rank, ranks));
-      p->set_row_begin(part.row_begin);
-      p->set_row_end(part.row_end);
-      p->set_col_begin(part.col_begin);
-      p->set_col_end(part.col_end);
+      for (const TensorPart& part : owned_parts(base.config(), specs[i], rank, ranks)) {
+        auto* p = t->add_piece();
+        p->set_file(part_name(rank, ranks));
+        p->set_row_begin(part.row_begin);
+        p->set_row_end(part.row_end);
+        p->set_col_begin(part.col_begin);
+        p->set_col_end(part.col_end);
+      }
     }
   }
   return m;
@@ -268,10 +278,12 @@ std::unique_ptr<BaseModel> open_base_shards(const std::string& path) {
       fail_input(where, "is expected here, but " + printable(entry.name()) + " is listed");
     if (!parse_hex(entry.digest(), digests[i])) fail_input(where, "its digest is no SHA-256");
     std::vector<BasePiece>& pieces = storage->pieces[spec.name];
+    std::map<std::string, size_t> in_file;  // pieces so far
     for (const auto& p : entry.piece()) {
       const auto file = files.find(p.file());
+      const std::string stored = stored_name(spec.name, in_file[p.file()]++);
       const TensorInfo* info =
-          file == files.end() ? nullptr : storage->files[file->second].find(spec.name);
+          file == files.end() ? nullptr : storage->files[file->second].find(stored);
       if (!info) fail_input(where, "is not in the file " + printable(p.file()));
       const TensorPart part{p.row_begin(), p.row_end(), p.col_begin(), p.col_end()};
       if (name_of(info->dtype) != entry.dtype() || info->shape != shape_of(spec, part))

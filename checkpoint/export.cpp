@@ -8,6 +8,8 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <utility>
 
 #include "checkpoint/safetensors.h"
 #include "checkpoint/temporary_directory.h"
@@ -33,6 +35,7 @@ struct Item {
   DType dtype;
   const AdapterModule* module;
   const TrainedTensor* trained = nullptr;
+  bool transposed = false;  // the tensor is (in,out)
   uint64_t bytes() const {
     return uint64_t(tensor->rows() * tensor->cols()) * uint64_t(size_of(dtype));
   }
@@ -49,6 +52,9 @@ std::vector<Item> list_items(const BaseModel& base, const Adapter& adapter,
   for (const AdapterModule& m : adapter.modules) by_weight[m.name + ".weight"] = &m;
   std::map<std::string, const TrainedTensor*> trained;
   for (const TrainedTensor& t : adapter.trained) trained[t.base.name] = &t;
+  std::set<std::string> transposed;
+  for (const LinearModule& m : linear_modules(base.config()))
+    if (m.transposed) transposed.insert(m.name + ".weight");
   std::vector<Item> items;
   for (const BaseModel::Tensor& t : base.tensors()) {
     const auto it = by_weight.find(t.name);
@@ -61,7 +67,10 @@ std::vector<Item> list_items(const BaseModel& base, const Adapter& adapter,
     }
     if (it == by_weight.end()) continue;
     items.back().module = it->second;
-    if (t.shape != std::vector<int64_t>{it->second->out_features, it->second->in_features})
+    std::vector<int64_t> shape{it->second->out_features, it->second->in_features};
+    items.back().transposed = transposed.count(t.name) > 0;
+    if (items.back().transposed) std::swap(shape[0], shape[1]);
+    if (t.shape != shape)
       fail_input(base.path() + ": " + t.name, "has another shape than the adapter's factors");
     by_weight.erase(it);
   }
@@ -117,6 +126,13 @@ class BackgroundWriter {
   std::future<void> pending_;
 };
 
+std::vector<float> transpose(const std::vector<float>& x, int64_t rows, int64_t cols) {
+  std::vector<float> y(x.size());
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < cols; ++j) y[size_t(j * rows + i)] = x[size_t(i * cols + j)];
+  return y;
+}
+
 class Exporter {
  public:
   Exporter(const BaseModel& base, const Adapter& adapter, const ExportOptions& options,
@@ -145,6 +161,7 @@ class Exporter {
     const int64_t step =
         std::max<int64_t>(1, int64_t(kBlockBytes) / std::max<int64_t>(1, row_bytes));
     RoundingError worst;
+    const Update update = update_of(item);
     for (int64_t row = 0; row < t.rows(); row += step) {
       const int64_t rows = std::min(step, t.rows() - row);
       const WeightSlice slice = slice_of(item, row, rows);
@@ -155,7 +172,9 @@ class Exporter {
         std::vector<char>& block = blocks_[turn_ ^= 1];
         if (block.size() < bytes) block.resize(bytes);
         const RoundingError e =
-            merge(matrix(block.data(), rows, t.cols(), item.dtype), slice.matrix, item.module, row);
+            merge_rows(matrix(block.data(), rows, t.cols(), item.dtype), slice.matrix, update.right,
+                       update.left ? update.left + row * update.rank : nullptr, update.rank,
+                       update.scaling, update.magnitude ? update.magnitude + row : nullptr);
         worst.max_abs = std::max(worst.max_abs, e.max_abs);
         worst.max_magnitude = std::max(worst.max_magnitude, e.max_magnitude);
         if (!std::isfinite(e.max_abs) || !std::isfinite(e.max_magnitude))
@@ -180,11 +199,30 @@ class Exporter {
             nullptr};
   }
 
-  RoundingError merge(Matrix y, ConstMatrix w, const AdapterModule* m, int64_t first_row) const {
-    if (!m) return merge_rows(y, w, nullptr, nullptr, 0, 0);
-    return merge_rows(y, w, m->a.data(), m->b.data() + first_row * m->rank, m->rank,
-                      float(adapter_.scaling(*m)),
-                      m->dora ? m->magnitude.data() + first_row : nullptr);
+  // What is added to a tensor as it lies in the file: scaling left right, left(rows, rank),
+  // right(rank, cols). B and A, or A^T and B^T.
+  struct Update {
+    const float *left = nullptr, *right = nullptr;
+    int64_t rank = 0;
+    float scaling = 0;
+    const float* magnitude = nullptr;  // DoRA's, of the rows; no transposed weight has any
+    std::vector<float> memory[2] = {};
+  };
+  Update update_of(const Item& item) const {
+    Update u;
+    if (!item.module) return u;
+    const AdapterModule& m = *item.module;
+    u.rank = m.rank;
+    u.scaling = float(adapter_.scaling(m));
+    if (!item.transposed) {
+      u.left = m.b.data(), u.right = m.a.data();
+      if (m.dora) u.magnitude = m.magnitude.data();
+      return u;
+    }
+    u.memory[0] = transpose(m.a, m.rank, m.in_features);
+    u.memory[1] = transpose(m.b, m.out_features, m.rank);
+    u.left = u.memory[0].data(), u.right = u.memory[1].data();
+    return u;
   }
 
   const BaseModel& base_;

@@ -17,6 +17,20 @@ using nlohmann::json;
 // Where a family's biases come from.
 enum class Bias : uint8_t { Never, Always, Setting };
 
+// The keys under which a family's config.json has what all have; null: it has no such key.
+struct SizeKeys {
+  const char* hidden = "hidden_size";
+  const char* layers = "num_hidden_layers";
+  const char* heads = "num_attention_heads";
+  const char* kv_heads = "num_key_value_heads";
+  const char* head_dim = "head_dim";
+  const char* intermediate = "intermediate_size";
+  const char* positions = "max_position_embeddings";
+  const char* activation = "hidden_act";
+  const char* norm_eps = "rms_norm_eps";
+};
+constexpr SizeKeys kCommonKeys;
+
 // What distinguishes one family from another: the defaults that transformers' configuration class
 // takes for keys that config.json leaves out, and what its modelling code fixes.
 struct Family {
@@ -28,12 +42,12 @@ struct Family {
   struct Sizes {
     int64_t hidden = 0, layers = 0, heads = 0, intermediate = 0, vocabulary = 0;
   } default_sizes{};
-  const char* activation_key = "hidden_act";
+  SizeKeys keys{};
   const char* default_activation = "silu";
   int64_t default_kv_heads;  // 0: as many as query heads
   int64_t default_head_dim;  // 0: hidden_size / num_attention_heads
   int64_t default_max_positions;
-  double default_rms_norm_eps;
+  double default_norm_eps;
   double default_rope_theta;
   bool default_tied;
   Bias qkv_bias, o_bias, mlp_bias;
@@ -46,16 +60,25 @@ struct Family {
   Window window;
   int64_t default_window;  // 0: null
   int64_t default_bos, default_eos;
+  // What most families share.
+  ModuleNames names = {};
+  NormKind norm = NormKind::Rms;
+  bool gated_mlp = true;
+  int64_t default_intermediate = 0;  // times hidden_size; 0: the key must be there
+  bool rope = true;                  // else positions are learned
+  bool fused_qkv = false, conv1d = false;
+  bool scale_settings = false;             // scale_attn_weights and its like are read
+  std::vector<const char*> dropouts = {};  // of activations in training, 0.1 where left out
 };
 
 // From transformers 5.23, models/*/configuration_*.py and modeling_*.py.
-constexpr Family kFamilies[] = {
+const Family kFamilies[] = {
     {.architecture = "LlamaForCausalLM",
      .model_type = "llama",
      .default_kv_heads = 0,
      .default_head_dim = 0,
      .default_max_positions = 2048,
-     .default_rms_norm_eps = 1e-6,
+     .default_norm_eps = 1e-6,
      .default_rope_theta = 10000,
      .default_tied = false,
      .qkv_bias = Bias::Setting,
@@ -71,7 +94,7 @@ constexpr Family kFamilies[] = {
      .default_kv_heads = 8,
      .default_head_dim = 0,
      .default_max_positions = 131072,
-     .default_rms_norm_eps = 1e-6,
+     .default_norm_eps = 1e-6,
      .default_rope_theta = 10000,
      .default_tied = false,
      .qkv_bias = Bias::Never,
@@ -87,7 +110,7 @@ constexpr Family kFamilies[] = {
      .default_kv_heads = 32,
      .default_head_dim = 0,
      .default_max_positions = 32768,
-     .default_rms_norm_eps = 1e-6,
+     .default_norm_eps = 1e-6,
      .default_rope_theta = 10000,
      .default_tied = false,
      .qkv_bias = Bias::Always,
@@ -103,7 +126,7 @@ constexpr Family kFamilies[] = {
      .default_kv_heads = 32,
      .default_head_dim = 128,
      .default_max_positions = 32768,
-     .default_rms_norm_eps = 1e-6,
+     .default_norm_eps = 1e-6,
      .default_rope_theta = 10000,
      .default_tied = false,
      .qkv_bias = Bias::Setting,
@@ -119,12 +142,12 @@ constexpr Family kFamilies[] = {
      .base_architecture = "Gemma3TextModel",
      .default_sizes =
          {.hidden = 2304, .layers = 26, .heads = 8, .intermediate = 9216, .vocabulary = 262208},
-     .activation_key = "hidden_activation",
+     .keys = {.activation = "hidden_activation"},
      .default_activation = "gelu_pytorch_tanh",
      .default_kv_heads = 4,
      .default_head_dim = 256,
      .default_max_positions = 131072,
-     .default_rms_norm_eps = 1e-6,
+     .default_norm_eps = 1e-6,
      .default_rope_theta = 1e6,
      .default_tied = true,
      .qkv_bias = Bias::Setting,
@@ -137,6 +160,47 @@ constexpr Family kFamilies[] = {
      .default_window = 4096,
      .default_bos = 2,
      .default_eos = 1},
+    {.architecture = "GPT2LMHeadModel",
+     .model_type = "gpt2",
+     .base_architecture = "GPT2Model",
+     .default_sizes = {.hidden = 768, .layers = 12, .heads = 12, .vocabulary = 50257},
+     .keys = {.hidden = "n_embd",
+              .layers = "n_layer",
+              .heads = "n_head",
+              .kv_heads = nullptr,
+              .head_dim = nullptr,
+              .intermediate = "n_inner",
+              .positions = "n_positions",
+              .activation = "activation_function",
+              .norm_eps = "layer_norm_epsilon"},
+     .default_activation = "gelu_new",
+     .default_kv_heads = 0,
+     .default_head_dim = 0,
+     .default_max_positions = 1024,
+     .default_norm_eps = 1e-5,
+     .default_rope_theta = 0,
+     .default_tied = true,
+     .qkv_bias = Bias::Always,
+     .o_bias = Bias::Always,
+     .mlp_bias = Bias::Always,
+     .qk_norm = false,
+     .window = Window::None,
+     .default_window = 0,
+     .default_bos = 50256,
+     .default_eos = 50256,
+     .names = {.root = "transformer",
+               .layers = "h",
+               .embedding = "wte",
+               .positions = "wpe",
+               .final_norm = "ln_f"},
+     .norm = NormKind::Layer,
+     .gated_mlp = false,
+     .default_intermediate = 4,
+     .rope = false,
+     .fused_qkv = true,
+     .conv1d = true,
+     .scale_settings = true,
+     .dropouts = {"embd_pdrop", "attn_pdrop", "resid_pdrop"}},
 };
 
 // Architectures that one may take for one of the above, with what keeps them out.
@@ -185,6 +249,13 @@ constexpr Neutral kNeutralKeys[] = {
     {"add_cross_attention", 0, "false (only decoders are supported)"},
 };
 
+// The class of a base that was saved without its head: Qwen3Model for Qwen3ForCausalLM.
+std::string base_class(const Family& f) {
+  if (f.base_architecture) return f.base_architecture;
+  const std::string name = f.architecture;
+  return name.substr(0, name.rfind("ForCausalLM")) + "Model";
+}
+
 const Family& find_family(Settings& s) {
   const json& architectures = s.get("architectures");
   const std::string type = s.text("model_type", "");
@@ -197,14 +268,10 @@ const Family& find_family(Settings& s) {
   } else if (!architectures.is_null()) {
     s.fail("architectures", "is " + architectures.dump() + "; it must name one of " + supported);
   }
-  // A base saved without its head names its own class, Qwen3Model for Qwen3ForCausalLM.
-  constexpr std::string_view kBase = "Model", kCausal = "ForCausalLM";
   const std::string given = name;
-  if (name.ends_with(kBase)) name.replace(name.size() - kBase.size(), kBase.size(), kCausal);
-  for (const Family& f : kFamilies)
-    if (f.base_architecture && given == f.base_architecture) name = f.architecture;
   for (const Family& f : kFamilies) {
-    if (name.empty() ? type != f.model_type : name != f.architecture) continue;
+    const bool named = name == f.architecture || name == base_class(f);
+    if (name.empty() ? type != f.model_type : !named) continue;
     if (!type.empty() && type != f.model_type)
       s.fail("model_type", "is \"" + printable(type) + "\", but architectures says " + name +
                                ", whose model_type is \"" + f.model_type + "\"");
@@ -216,6 +283,24 @@ const Family& find_family(Settings& s) {
   s.fail(by_type ? "model_type" : "architectures",
          printable(by_type ? type : given) + " is not supported" +
              why_unsupported(by_type ? type : given, by_type) + "; supported are " + supported);
+}
+
+// The one of two names of a key that is there: transformers takes both for some families.
+const char* key_of(Settings& s, const char* own, const char* common) {
+  if (!s.has(common) || own == std::string_view(common)) return own;
+  if (!s.has(own)) return common;
+  if (s.get(own) != s.get(common))
+    s.fail(common, std::string("stands beside a different ") + own + "; keep one of the two");
+  return own;
+}
+
+SizeKeys keys_of(Settings& s, const Family& family) {
+  SizeKeys keys = family.keys;
+  // transformers' attribute_map of the families whose keys have names of their own.
+  for (const auto key :
+       {&SizeKeys::hidden, &SizeKeys::layers, &SizeKeys::heads, &SizeKeys::positions})
+    keys.*key = key_of(s, family.keys.*key, kCommonKeys.*key);
+  return keys;
 }
 
 Activation parse_activation(Settings& s, const char* key, const char* absent) {
@@ -289,6 +374,18 @@ void parse_gemma(Settings& s, const std::string& source, const Family& family, M
   c.attention_scale = float(1 / std::sqrt(s.positive("query_pre_attn_scalar", 256)));
 }
 
+// Dropouts of the base's activations that are not 0: "embd_pdrop 0.1, …".
+std::string used_dropouts(Settings& s, const Family& family) {
+  std::string list;
+  for (const char* key : family.dropouts) {
+    const double rate = s.number(key, 0.1);
+    if (rate < 0 || rate >= 1) s.fail(key, "is " + s.get(key).dump() + "; it must lie in [0, 1)");
+    if (rate == 0) continue;
+    list += (list.empty() ? "" : ", ") + std::string(key) + " " + nlohmann::json(rate).dump();
+  }
+  return list;
+}
+
 }  // namespace
 
 ModelConfig parse_model_config(const std::string& json_text, const std::string& source,
@@ -314,30 +411,49 @@ ModelConfig parse_model_config(const std::string& json_text, const std::string& 
   std::vector<std::string> unread;
   c.model_type = family.model_type;
   c.architecture = family.architecture;
-  c.hidden_size = parse_size(s, "hidden_size", family.default_sizes.hidden);
-  c.layers = parse_size(s, "num_hidden_layers", family.default_sizes.layers);
-  if (c.layers > 4096) s.fail("num_hidden_layers", "is larger than 4096");
-  c.heads = parse_size(s, "num_attention_heads", family.default_sizes.heads);
-  c.kv_heads = s.size("num_key_value_heads",
-                      family.default_kv_heads ? family.default_kv_heads : c.heads, c.heads);
-  const int64_t head_dim =
-      family.default_head_dim ? family.default_head_dim : c.hidden_size / c.heads;
-  c.head_dim = s.size("head_dim", head_dim, head_dim);
-  c.intermediate_size = parse_size(s, "intermediate_size", family.default_sizes.intermediate);
+  const SizeKeys keys = keys_of(s, family);
+  c.names = family.names;
+  c.hidden_size = parse_size(s, keys.hidden, family.default_sizes.hidden);
+  c.layers = parse_size(s, keys.layers, family.default_sizes.layers);
+  if (c.layers > 4096) s.fail(keys.layers, "is larger than 4096");
+  c.heads = parse_size(s, keys.heads, family.default_sizes.heads);
+  c.kv_heads = c.heads;
+  if (keys.kv_heads)
+    c.kv_heads =
+        s.size(keys.kv_heads, family.default_kv_heads ? family.default_kv_heads : c.heads, c.heads);
+  c.head_dim = family.default_head_dim ? family.default_head_dim : c.hidden_size / c.heads;
+  if (keys.head_dim) c.head_dim = s.size(keys.head_dim, c.head_dim, c.head_dim);
+  if (family.default_intermediate > 0) {
+    const int64_t width = family.default_intermediate * c.hidden_size;
+    c.intermediate_size = s.size(keys.intermediate, width, width);
+  } else {
+    c.intermediate_size = parse_size(s, keys.intermediate, family.default_sizes.intermediate);
+  }
   c.vocab_size = parse_size(s, "vocab_size", family.default_sizes.vocabulary);
-  c.max_position_embeddings = s.size("max_position_embeddings", family.default_max_positions);
-  c.rms_norm_eps = static_cast<float>(s.positive("rms_norm_eps", family.default_rms_norm_eps));
-  c.activation = parse_activation(s, family.activation_key, family.default_activation);
+  c.max_position_embeddings = s.size(keys.positions, family.default_max_positions);
+  c.norm = family.norm;
+  c.norm_eps = static_cast<float>(s.positive(keys.norm_eps, family.default_norm_eps));
+  c.activation = parse_activation(s, keys.activation, family.default_activation);
+  c.gated_mlp = family.gated_mlp;
+  c.fused_qkv = family.fused_qkv;
+  c.conv1d = family.conv1d;
   c.tied_embeddings = s.flag("tie_word_embeddings", family.default_tied);
   c.qkv_bias = parse_bias(s, "attention_bias", family.qkv_bias);
-  c.o_bias = family.o_bias == Bias::Setting && c.qkv_bias;
+  c.o_bias = family.o_bias != Bias::Never && c.qkv_bias;
   c.mlp_bias = parse_bias(s, "mlp_bias", family.mlp_bias);
   c.qk_norm = family.qk_norm;
+  c.attention_scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
   if (family.gemma) {
     parse_gemma(s, source, family, c, unread);
-  } else {
+  } else if (family.rope) {
     c.rope = parse_rope(s, source, family.default_rope_theta, c.max_position_embeddings, unread);
-    c.attention_scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
+  } else {
+    c.rope.kind = RopeConfig::Kind::None;
+  }
+  if (family.scale_settings) {
+    if (!s.flag("scale_attn_weights", true)) c.attention_scale = 1;
+    c.attention_scale_by_layer = s.flag("scale_attn_by_inverse_layer_idx", false);
+    s.flag("reorder_and_upcast_attn", false);  // q k^T in fp32, as here
   }
   c.layer_window = parse_windows(s, family.window, family.default_window, c.layers);
   c.stored_dtype = parse_dtype(s);
@@ -346,15 +462,20 @@ ModelConfig parse_model_config(const std::string& json_text, const std::string& 
   if (c.vocab_size < 2) s.fail("vocab_size", "must be at least 2");
   if (c.intermediate_size < 2) s.fail("intermediate_size", "must be at least 2");
   if (c.heads % c.kv_heads != 0)
-    s.fail("num_key_value_heads", std::to_string(c.kv_heads) +
-                                      " does not divide num_attention_heads " +
-                                      std::to_string(c.heads));
-  if (!s.has("head_dim") && family.default_head_dim == 0 && c.hidden_size % c.heads != 0)
-    s.fail("hidden_size", std::to_string(c.hidden_size) +
-                              " is no multiple of num_attention_heads " + std::to_string(c.heads) +
-                              "; give head_dim if that is meant");
-  if (c.head_dim % 2 != 0)
+    s.fail(keys.kv_heads, std::to_string(c.kv_heads) + " does not divide num_attention_heads " +
+                              std::to_string(c.heads));
+  if (!(keys.head_dim && s.has(keys.head_dim)) && family.default_head_dim == 0 &&
+      c.hidden_size % c.heads != 0)
+    s.fail(keys.hidden, std::to_string(c.hidden_size) + " is no multiple of " + keys.heads + " " +
+                            std::to_string(c.heads) +
+                            (keys.head_dim ? "; give head_dim if that is meant" : ""));
+  if (family.rope && c.head_dim % 2 != 0)
     s.fail("head_dim", std::to_string(c.head_dim) + " is odd; rotary embedding needs an even one");
+  const std::string dropouts = used_dropouts(s, family);
+  if (notes && !dropouts.empty())
+    notes->push_back(source + ": " + dropouts +
+                     ": transformers applies such dropout in training mode; here the base's "
+                     "activations have none (lora.dropout is LoRA's own)");
   for (std::string& key : s.unread(harmless_keys())) unread.push_back(std::move(key));
   if (notes && !unread.empty()) {
     std::string list;

@@ -11,36 +11,57 @@
 
 #include "kernels/activation.h"
 #include "kernels/tensor.h"
+#include "parallel/shard.h"
 
 namespace lorashard {
 
-// Rotary embedding: plain, or with the frequencies rescaled.
+// Rotary embedding: plain, with the frequencies rescaled, or none (positions are learned then).
 struct RopeConfig {
-  enum class Kind : uint8_t { Default, Linear, Llama3 } kind = Kind::Default;
+  enum class Kind : uint8_t { Default, Linear, Llama3, None } kind = Kind::Default;
   double theta = 10000;
   double factor = 1;  // Linear, Llama3
   double low_freq_factor = 1, high_freq_factor = 4;
   int64_t original_max_position_embeddings = 8192;  // Llama3
 };
 
+// What a family calls the modules outside of its layers.
+struct ModuleNames {
+  const char* root = "model";     // the model without its head
+  const char* layers = "layers";  // below root, like the names that follow
+  const char* embedding = "embed_tokens";
+  const char* positions = nullptr;  // learned positions: "wpe"
+  const char* final_norm = "norm";
+};
+
+enum class NormKind : uint8_t {
+  Rms,
+  Layer,  // with mean and bias
+};
+
 struct ModelConfig {
-  std::string model_type;    // "llama", "mistral", "qwen2", "qwen3", "gemma3_text"
+  std::string model_type;    // "llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gpt2"
   std::string architecture;  // "LlamaForCausalLM", …
   int64_t hidden_size = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0;
   int64_t intermediate_size = 0, vocab_size = 0, max_position_embeddings = 0;
-  float rms_norm_eps = 1e-6f;
+  ModuleNames names;
+  NormKind norm = NormKind::Rms;
+  float norm_eps = 1e-6f;
   Activation activation = Activation::SILU;
+  bool gated_mlp = true;   // act(gate(x)) * up(x), else act(gate(x)) alone
+  bool fused_qkv = false;  // q, k and v are the rows of one linear module
+  bool conv1d = false;     // weights of linear modules lie transposed in files, (in, out)
   RopeConfig rope;
   std::optional<RopeConfig> window_rope;  // of layers with a sliding window, where it is another
   bool tied_embeddings = false;
   bool qkv_bias = false, o_bias = false, mlp_bias = false;
-  bool qk_norm = false;               // RMS norm of each query and key head before rope
-  bool post_norms = false;            // RMS norm of each sublayer's output before it is added
-  float norm_gain_offset = 0;         // 1 where the file stores gain - 1
-  float embedding_scale = 1;          // multiplies the embeddings, rounded to the activations' type
-  float attention_scale = 1;          // multiplies q k^T; 1/sqrt(head_dim) unless the family says
-  std::vector<int64_t> layer_window;  // per layer: 0, or the sliding window
-  DType stored_dtype = DType::BF16;   // dtype / torch_dtype
+  bool qk_norm = false;        // RMS norm of each query and key head before rope
+  bool post_norms = false;     // RMS norm of each sublayer's output before it is added
+  float norm_gain_offset = 0;  // 1 where the file stores gain - 1
+  float embedding_scale = 1;   // multiplies the embeddings, rounded to the activations' type
+  float attention_scale = 1;   // multiplies q k^T; 1/sqrt(head_dim) unless the family says
+  bool attention_scale_by_layer = false;  // that of layer i is divided by i + 1
+  std::vector<int64_t> layer_window;      // per layer: 0, or the sliding window
+  DType stored_dtype = DType::BF16;       // dtype / torch_dtype
   std::optional<int64_t> bos_token_id;
   std::vector<int64_t> eos_token_ids;
 };
@@ -49,6 +70,7 @@ struct ModelConfig {
 enum class Split : uint8_t {
   None,         // replicated: norms
   QueryRows,    // rows by query heads x head_dim
+  QkvRows,      // rows of q, k and v, one behind the other: three ranges
   KvRows,       // rows by the key/value heads that the rank's query heads use
   RowFeatures,  // rows by split_features: gate, up, their biases
   VocabRows,    // rows by split_features over the vocabulary
@@ -65,6 +87,7 @@ struct TensorSpec {
   int64_t rows, cols;  // a vector of n is (1, n); its split is over the columns' n entries
   bool vector;
   Split split;
+  bool transposed = false;  // the rows that `split` speaks of are the columns in files
 };
 
 // An array indexed by an enum whose values are 0 to N - 1.
@@ -96,22 +119,26 @@ struct LayerModule {
   Split split = Split::None;          // of the weight
   // Linear modules: what they read, and whether they have a bias(out).
   InputGroup group = {};
-  bool bias = false;
-  NormRole role = {};  // of a norm
+  bool bias = false;        // norms have them too
+  NormRole role = {};       // of a norm
+  bool transposed = false;  // in files weight(in,out)
 };
 
 // The modules of a layer, in the order of its tensors.
 std::vector<LayerModule> layer_modules(const ModelConfig& config, int64_t layer);
 // "model.layers.3."
-std::string layer_prefix(int64_t layer);
+std::string layer_prefix(const ModelConfig& config, int64_t layer);
+// "model.embed_tokens": `name` is one of config.names.
+std::string outer_name(const ModelConfig& config, const char* name);
 
-// One linear module that LoRA may adapt. Weight: name + ".weight", (out, in).
+// One linear module that LoRA may adapt. Weight: name + ".weight", (out, in), or transposed.
 struct LinearModule {
   std::string name;  // "model.layers.0.self_attn.q_proj"
   int layer;
   int64_t out_features, in_features;
   Split split;
   InputGroup group = {};
+  bool transposed = false;  // in files weight(in,out): PEFT's fan_in_fan_out
 };
 
 // Parses and checks DIR/config.json; errors name the file and the setting. `source` names the file
@@ -124,6 +151,8 @@ ModelConfig parse_model_config(const std::string& json_text, const std::string& 
 std::vector<TensorSpec> model_tensors(const ModelConfig& config);
 // Every adaptable linear module, by layer, then as layer_modules() has them.
 std::vector<LinearModule> linear_modules(const ModelConfig& config);
+// The modules that PEFT adapts in this family where target_modules is left out.
+std::vector<std::string> default_targets(const ModelConfig& config);
 // The names of all other modules that transformers makes for the architecture (named_modules()):
 // containers, norms, activations, rotary embedding, embedding and head.
 std::vector<std::string> other_modules(const ModelConfig& config);
@@ -133,7 +162,14 @@ struct TensorPart {
   int64_t row_begin, row_end, col_begin, col_end;
   bool operator==(const TensorPart&) const = default;
 };
+// Of a tensor that is cut in one place. REQUIRES: split is not QkvRows.
 TensorPart tensor_part(const ModelConfig& config, Split split, int64_t rows, int64_t cols, int rank,
                        int ranks);
+// Of any: one part, or those of q, k and v. As the tensor lies in files.
+std::vector<TensorPart> tensor_parts(const ModelConfig& config, const TensorSpec& spec, int rank,
+                                     int ranks);
+// The entries that it holds of a dimension of n that `split` cuts: one range, or three.
+std::vector<Range> split_ranges(const ModelConfig& config, Split split, int64_t n, int rank,
+                                int ranks);
 
 }  // namespace lorashard

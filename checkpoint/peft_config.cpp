@@ -107,7 +107,6 @@ void check_kind(Settings& s) {
   if (*type != "LORA") s.fail("peft_type", "is " + type->dump() + "; only \"LORA\" is supported");
   if (const Json* task = s.find("task_type"); task && *task != "CAUSAL_LM")
     s.fail("task_type", "is " + task->dump() + "; only \"CAUSAL_LM\" is supported");
-  if (s.boolean("fan_in_fan_out")) s.fail("fan_in_fan_out", "is true; only false is supported");
   // These ways to start do not touch the base. Others (PiSSA, OLoRA, CorDA, LoftQ, …) replace it by
   // a residual, so that the factors alone do not say what the model is.
   static const std::set<std::string> kept = {"gaussian", "eva", "orthogonal"};
@@ -149,6 +148,7 @@ AdapterConfig parse_peft_config(const std::string& text, const std::string& sour
       s.fail("bias", "is " + bias->dump() + R"(; "none", "all" or "lora_only" was expected)");
     c.bias = bias->get<std::string>();
   }
+  c.fan_in_fan_out = s.boolean("fan_in_fan_out");  // PEFT corrects it by the base
   c.target_modules = s.names("target_modules", c.target_regex);
   if (c.target_modules.empty())
     s.fail("target_modules", "is missing or empty; the names of the adapted modules were expected");
@@ -192,7 +192,7 @@ std::string format_peft_config(const AdapterConfig& c) {
   if (!c.exclude_modules.empty())
     json["exclude_modules"] =
         c.exclude_regex ? Json(c.exclude_modules.front()) : Json(c.exclude_modules);
-  json["fan_in_fan_out"] = false;
+  json["fan_in_fan_out"] = c.fan_in_fan_out;
   json["inference_mode"] = true;
   json["init_lora_weights"] = true;
   json["layers_pattern"] = c.layers_pattern.empty() ? Json() : Json(c.layers_pattern);

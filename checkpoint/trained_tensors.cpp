@@ -1,7 +1,9 @@
 // The tensors of the base that an adapter trains beside its factors.
+#include <algorithm>
 #include <set>
 
 #include "checkpoint/adapter.h"
+#include "configs/error.h"
 
 namespace lorashard {
 
@@ -24,6 +26,25 @@ std::vector<TrainedTensor> trained_tensors(const std::vector<TensorSpec>& tensor
       trained.push_back({t, t.name});
   }
   return trained;
+}
+
+void check_trainable(const AdapterConfig& config, const std::vector<LinearModule>& adapted,
+                     const std::vector<TensorSpec>& tensors, const std::string& where) {
+  for (const LinearModule& m : adapted) {
+    if (config.use_dora && m.transposed)
+      fail_input(where, "use_dora is true, which is not supported for " + m.name +
+                            ", whose weight is stored transposed; leave it out");
+  }
+  if (config.bias != "all") return;
+  for (const TensorSpec& t : tensors) {  // a norm is known by its gains, a vector
+    const std::string end = ".weight";
+    if (!t.vector || !t.name.ends_with(end)) continue;
+    const std::string bias = t.name.substr(0, t.name.size() - end.size()) + ".bias";
+    if (std::any_of(tensors.begin(), tensors.end(),
+                    [&](const TensorSpec& other) { return other.name == bias; }))
+      fail_input(where, "bias is \"all\", which would train " + bias +
+                            "; biases of norms are not supported, say lora_only");
+  }
 }
 
 }  // namespace lorashard

@@ -231,6 +231,14 @@ bool record_gemm(Stream& stream, const char* name, Matrix y, ConstMatrix a, Cons
   return stream.record(name, {traffic(y, a, b) + (beta != 0 ? traffic(y) : 0), flops, type});
 }
 
+void add_bias_row(Stream& stream, Matrix y, ConstMatrix bias) {
+  const CpuKernels& cpu = cpu_kernels();
+  parallel_for(stream, y.rows, 16384 / (y.cols + 1) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      cpu.add(y.at(r, 0), y.dtype, y.at(r, 0), y.dtype, bias.data, bias.dtype, nullptr, y.cols);
+  });
+}
+
 }  // namespace
 
 Matrix converted(Stream& stream, ConstMatrix x, DType type, ScratchSlot slot) {
@@ -273,11 +281,16 @@ void matmul_nt_bias(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, Cons
   const ProfileSpan span("kernel", "matmul_nt", flops(y, x.cols));
   LORASHARD_RETURN_ON_CUDA_WITH_SCRATCH(stream, matmul_nt_bias(stream, y, x, w, bias));
   matmul_nt(stream, y, x, w, 1, 0, GemmPath::AUTO);
-  const CpuKernels& cpu = cpu_kernels();
-  parallel_for(stream, y.rows, 16384 / (y.cols + 1) + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r)
-      cpu.add(y.at(r, 0), y.dtype, y.at(r, 0), y.dtype, bias.data, bias.dtype, nullptr, y.cols);
-  });
+  add_bias_row(stream, y, bias);
+}
+void matmul_nn_bias(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, ConstMatrix bias) {
+  assert(bias.rows == 1 && bias.cols == y.cols);
+  if (record_gemm(stream, "matmul_nn", y, x, w, flops(y, x.cols), 0, cuda_gemm_type(y, x), bias))
+    return;
+  const ProfileSpan span("kernel", "matmul_nn", flops(y, x.cols));
+  LORASHARD_RETURN_ON_CUDA_WITH_SCRATCH(stream, matmul_nn_bias(stream, y, x, w, bias));
+  matmul_nn(stream, y, x, w, 1, 0, GemmPath::AUTO);
+  add_bias_row(stream, y, bias);
 }
 void matmul_nn(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha, float beta) {
   if (record_gemm(stream, "matmul_nn", y, x, w, flops(y, x.cols), beta, cuda_gemm_type(y, x)))

@@ -21,9 +21,13 @@ void matmul_nt(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alp
 // y is written for the first time, and rounded to y's type.
 void matmul_nt_bias(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, ConstMatrix bias);
 
-// y(M,N) = alpha * x(M,K) w(K,N) + beta * y. The input gradient of a linear layer.
+// y(M,N) = alpha * x(M,K) w(K,N) + beta * y. The input gradient of a linear layer, and the forward
+// GEMM of one whose weight lies transposed.
 void matmul_nn(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alpha = 1,
                float beta = 0);
+
+// y(M,N) = x(M,K) w(K,N) + bias(1,N), as matmul_nt_bias().
+void matmul_nn_bias(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, ConstMatrix bias);
 
 // y(M,N) = alpha * a(T,M)^T b(T,N) + beta * y. The weight gradient of a linear layer; y is F32.
 void matmul_tn(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b, float alpha = 1,

@@ -216,6 +216,10 @@ void matmul_nn(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, float alp
   gemm(stream, y, {x, false}, {w, false}, alpha, beta, cuda_gemm_type(y, x));
 }
 
+void matmul_nn_bias(Stream& stream, Matrix y, ConstMatrix x, ConstMatrix w, ConstMatrix bias) {
+  gemm(stream, y, {x, false}, {w, false}, 1, 0, cuda_gemm_type(y, x), bias);
+}
+
 void matmul_tn(Stream& stream, Matrix y, ConstMatrix a, ConstMatrix b, float alpha, float beta) {
   gemm(stream, y, {a, true}, {b, false}, alpha, beta, cuda_gemm_type(a, b));
 }

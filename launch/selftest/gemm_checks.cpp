@@ -39,17 +39,18 @@ Parts by_weights(Stream& s, DType type) {
   return parts;
 }
 
-// With the bias of y's type, which no backend rounds.
-Parts nt_bias(Stream& s, DType type) {
+// x W^T + bias, or x W + bias. The bias is of y's type, which no backend rounds.
+template <bool kTransposed>
+Parts with_bias(Stream& s, DType type) {
   Parts parts;
   for (const auto& shape : kGemms) {
     const auto [m, n, k, pad] = shape;
-    Operand y(s, m, n, type, 1, pad), x(s, m, k, type, 2, pad), w(s, n, k, DType::BF16, 3),
-        bias(s, 1, n, type, 4);
-    matmul_nt_bias(s, y, x, w, bias);
+    Operand y(s, m, n, type, 1, pad), x(s, m, k, type, 2, pad),
+        w(s, kTransposed ? n : k, kTransposed ? k : n, DType::BF16, 3), bias(s, 1, n, type, 4);
+    (kTransposed ? matmul_nt_bias : matmul_nn_bias)(s, y, x, w, bias);
     parts.push_back(y.against([&, depth = shape.k](int64_t i, int64_t j) {
       double sum = bias(0, j);
-      for (int64_t c = 0; c < depth; ++c) sum += x(i, c) * w(j, c);
+      for (int64_t c = 0; c < depth; ++c) sum += x(i, c) * (kTransposed ? w(j, c) : w(c, j));
       return sum;
     }));
   }
@@ -123,16 +124,18 @@ Parts lora_dropped(Stream& s, DType type) {
 void add_gemm_checks(std::vector<KernelCheck>& checks) {
   const std::pair<const char*, Parts (*)(Stream&, DType)> kAll[] = {
       {"matmul_nt", by_weights<true>},
-      {"matmul_nt_bias", nt_bias},
+      {"matmul_nt_bias", with_bias<true>},
       {"matmul_nn", by_weights<false>},
+      {"matmul_nn_bias", with_bias<false>},
       {"matmul_tn", tn},
       {"lora_dropout", lora_dropped}};
   for (const auto& [name, run] : kAll)
     for (DType type : {DType::F32, DType::BF16})
       checks.push_back({name, type,
                         run == tn || type == DType::F32 ? 5e-6
-                        : run == nt_bias                ? 0x1p-7  // the CPU rounds twice
-                                                        : 0x1p-8,
+                        : run == with_bias<true> || run == with_bias<false>
+                            ? 0x1p-7  // the CPU rounds twice
+                            : 0x1p-8,
                         [run = run, type](Stream& s) { return run(s, type); }});
 }
 

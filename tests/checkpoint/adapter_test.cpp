@@ -167,7 +167,6 @@ TEST_F(AdapterFile, RefusesSettingsThatChangeTheMathematicsByName) {
       {"task_type", "SEQ_CLS"},
       {"bias", "some"},
       {"bias", true},
-      {"fan_in_fan_out", true},
       {"use_dora", "yes"},
       {"modules_to_save", {"lm_head"}},
       {"trainable_token_indices", {1, 2}},

@@ -80,7 +80,7 @@ TEST(ModelConfig, OlderAndNewerFormsSayTheSame) {
     EXPECT_EQ(c.eos_token_ids, (std::vector<int64_t>{128001, 128008, 128009}));
     EXPECT_EQ(c.bos_token_id, 128000);
     EXPECT_TRUE(c.tied_embeddings);
-    EXPECT_FLOAT_EQ(c.rms_norm_eps, 1e-5f);
+    EXPECT_FLOAT_EQ(c.norm_eps, 1e-5f);
     EXPECT_FLOAT_EQ(c.attention_scale, 0.125f);
     EXPECT_EQ(c.stored_dtype, DType::BF16);
     EXPECT_EQ(c.layer_window, std::vector<int64_t>(16, 0));
@@ -110,7 +110,7 @@ TEST(ModelConfig, DefaultsAreTheFamilys) {
   EXPECT_EQ(bare("qwen3").bos_token_id, std::nullopt);
   for (const char* type : {"llama", "mistral", "qwen2", "qwen3"}) {
     const ModelConfig c = bare(type);
-    EXPECT_FLOAT_EQ(c.rms_norm_eps, 1e-6f);
+    EXPECT_FLOAT_EQ(c.norm_eps, 1e-6f);
     EXPECT_EQ(c.rope.theta, 10000);
     EXPECT_FALSE(c.tied_embeddings);
     EXPECT_EQ(c.activation, Activation::SILU);
@@ -436,6 +436,44 @@ TEST(ModelConfig, SizesAreChecked) {
   expect_error(kExitInput, {"hidden_size", "no multiple"}, [&] { parse(c); });
 }
 
+json gpt2() {
+  return json::parse(R"({"model_type":"gpt2","architectures":["GPT2LMHeadModel"],"n_embd":48,
+    "n_layer":2,"n_head":6,"n_positions":40,"vocab_size":301,"n_inner":null,
+    "embd_pdrop":0,"attn_pdrop":0.0,"resid_pdrop":0})");
+}
+
+TEST(ModelConfig, Gpt2HasKeysAndNamesOfItsOwn) {
+  json c = gpt2();
+  ModelConfig m = parse(c);
+  EXPECT_EQ(m.intermediate_size, 192);
+  EXPECT_EQ(m.kv_heads, 6);
+  EXPECT_EQ(m.activation, Activation::GELU_TANH);
+  EXPECT_FLOAT_EQ(m.norm_eps, 1e-5f);
+  EXPECT_TRUE(m.tied_embeddings && m.qkv_bias && m.o_bias && m.mlp_bias);
+  EXPECT_FLOAT_EQ(m.attention_scale, 1 / std::sqrt(8.0f));
+  EXPECT_EQ(linear_modules(m)[4].name, "transformer.h.1.attn.c_attn");
+  EXPECT_EQ(default_targets(m), std::vector<std::string>{"c_attn"});
+  EXPECT_THAT(notes(c), ElementsAre());
+  c.erase("resid_pdrop");  // 0.1 then
+  EXPECT_THAT(notes(c), ElementsAre(HasSubstr("resid_pdrop 0.1")));
+  c["architectures"] = {"GPT2Model"};
+  EXPECT_EQ(parse(c).architecture, "GPT2LMHeadModel");
+  c["scale_attn_weights"] = false;
+  c["hidden_size"] = 48;  // transformers takes the common name too
+  EXPECT_EQ(parse(c).attention_scale, 1);
+  const auto refused = [&](const char* key, const json& value) {
+    json bad = c;
+    bad[key] = value;
+    SCOPED_TRACE(key);
+    expect_error(kExitInput, {std::string("m/config.json: ") + key}, [&] { parse(bad); });
+  };
+  refused("hidden_size", 64);
+  refused("activation_function", "tanh");
+  refused("add_cross_attention", true);
+  refused("attn_pdrop", 1.5);
+  refused("n_embd", 47);
+}
+
 TEST(ModelConfig, TextThatIsNoConfig) {
   const auto bad = [](const std::string& text, const std::string& part) {
     expect_error(kExitInput, {"m/config.json: ", part},
@@ -472,18 +510,19 @@ TEST(ModelConfig, TensorsAndModules) {
 
 // Parts of all ranks cover each tensor; only key/value heads and replicated tensors overlap.
 TEST(ModelConfig, PartsCoverEveryTensor) {
-  for (const char* type : {"llama", "qwen2", "qwen3", "gemma3_text"})
+  for (const char* type : {"llama", "qwen2", "qwen3", "gemma3_text", "gpt2"})
     for (int ranks = 1; ranks <= 6; ++ranks) {
-      const ModelConfig c = parse(tiny(type));
+      const ModelConfig c = parse(std::string(type) == "gpt2" ? gpt2() : tiny(type));
       for (const TensorSpec& t : model_tensors(c)) {
         std::vector<int> count(static_cast<size_t>(t.rows * t.cols), 0);
         for (int rank = 0; rank < ranks; ++rank) {
-          const TensorPart p = tensor_part(c, t.split, t.rows, t.cols, rank, ranks);
-          ASSERT_TRUE(0 <= p.row_begin && p.row_begin <= p.row_end && p.row_end <= t.rows &&
-                      0 <= p.col_begin && p.col_begin <= p.col_end && p.col_end <= t.cols);
-          for (int64_t i = p.row_begin; i < p.row_end; ++i)
-            for (int64_t j = p.col_begin; j < p.col_end; ++j)
-              ++count[static_cast<size_t>(i * t.cols + j)];
+          for (const TensorPart& p : tensor_parts(c, t, rank, ranks)) {
+            ASSERT_TRUE(0 <= p.row_begin && p.row_begin <= p.row_end && p.row_end <= t.rows &&
+                        0 <= p.col_begin && p.col_begin <= p.col_end && p.col_end <= t.cols);
+            for (int64_t i = p.row_begin; i < p.row_end; ++i)
+              for (int64_t j = p.col_begin; j < p.col_end; ++j)
+                ++count[static_cast<size_t>(i * t.cols + j)];
+          }
         }
         const std::set<int> seen(count.begin(), count.end());
         if (t.split == Split::None)

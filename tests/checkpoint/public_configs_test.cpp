@@ -34,8 +34,8 @@ TEST(PublicConfigs, GiveTheModulesAndTheWeightsOfTransformers) {
     EXPECT_EQ(int64_t(linear.size()), model["linear"]);
     EXPECT_EQ(int64_t(linear.size() + other_modules(config).size()), model["modules"]);
   }
-  EXPECT_EQ(accepted, 13);
-  EXPECT_EQ(families.size(), 5u);
+  EXPECT_EQ(accepted, 14);
+  EXPECT_EQ(families.size(), 6u);
 }
 
 }  // namespace

@@ -101,9 +101,14 @@ TEST(CudaMatmul, AddsABias) {
           SCOPED_TRACE(testing::Message() << s.m << "x" << s.n << "x" << s.k << " " << shift);
           HostMatrix x(s.m, s.k, xt), w(s.n, s.k, wt), bias(1, s.n, bias_type), y(s.m, s.n, yt, 3);
           x.randomize(1), w.randomize(2), bias.randomize(seed, 3), y.fill(NAN);
-          const DeviceMatrix dx(device, x), dw(device, w), d_bias(device, bias, shift);
+          const bool transposed = seed == 4;  // w stored as (K,N)
+          HostMatrix stored(transposed ? s.k : s.n, transposed ? s.n : s.k, wt);
+          for (int64_t j = 0; j < s.n; ++j)
+            for (int64_t p = 0; p < s.k; ++p)
+              stored.set(transposed ? p : j, transposed ? j : p, w(j, p));
+          const DeviceMatrix dx(device, x), dw(device, stored), d_bias(device, bias, shift);
           DeviceMatrix dy(device, y);
-          matmul_nt_bias(device, dy, dx, dw, d_bias);
+          (transposed ? matmul_nn_bias : matmul_nt_bias)(device, dy, dx, dw, d_bias);
           const DType type = xt == B || yt == B ? B : F;
           // Without a GEMM there is no epilogue, and nothing to round for it.
           const HostMatrix rx = rounded(x, type), rw = rounded(w, type),

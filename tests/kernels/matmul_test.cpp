@@ -79,18 +79,23 @@ TEST(MatmulBias, AgreesWithDefinition) {
       for (const int threads : {1, 3}) {
         Stream stream(threads);
         HostMatrix x(s.m, s.k, xt), w(s.n, s.k, wt), bias(1, s.n, bias_type), y(s.m, s.n, yt, 3);
-        x.randomize(1), w.randomize(2), bias.randomize(3, 3), y.fill(NAN);
+        HostMatrix wt_of(s.k, s.n, wt), other(s.m, s.n, yt, 3);
+        x.randomize(1), w.randomize(2), bias.randomize(3, 3), y.fill(NAN), other.fill(NAN);
+        for (int64_t j = 0; j < s.n; ++j)
+          for (int64_t p = 0; p < s.k; ++p) wt_of.set(p, j, w(j, p));
         matmul_nt_bias(stream, y, x, w, bias);
+        matmul_nn_bias(stream, other, x, wt_of, bias);
         const double step = rounding(yt) * 1.01;
         for (int64_t i = 0; i < s.m; ++i)
           for (int64_t j = 0; j < s.n; ++j) {
             double sum = 0;
             for (int64_t p = 0; p < s.k; ++p) sum += x(i, p) * w(j, p);
             const double want = sum + bias(0, j);
-            ASSERT_NEAR(y(i, j), want,
-                        4e-7 * (double(s.k) + 4) + step * (std::abs(sum) + std::abs(want)));
+            for (const HostMatrix* got : {&y, &other})
+              ASSERT_NEAR((*got)(i, j), want,
+                          4e-7 * (double(s.k) + 4) + step * (std::abs(sum) + std::abs(want)));
           }
-        EXPECT_TRUE(y.gaps_untouched());
+        EXPECT_TRUE(y.gaps_untouched() && other.gaps_untouched());
       }
 }
 

@@ -28,8 +28,8 @@ TEST(AdapterLayout, TensorsFillAFlatBufferAndAsOfOneInputAreNeighbours) {
   for (const AdapterTensor& t : layout.tensors) {
     EXPECT_EQ(t.offset, end);
     end += t.rows * t.cols;
-    EXPECT_EQ(t.local_rows, (Range{0, t.rows}));
-    EXPECT_EQ(t.local_cols, (Range{0, t.cols}));
+    EXPECT_EQ(t.local_rows, (std::vector{Range{0, t.rows}}));
+    EXPECT_EQ(t.local_cols, (std::vector{Range{0, t.cols}}));
   }
   EXPECT_EQ(layout.size, end);
   // A of q k v o gate up down of layer 0, ..., then B.
@@ -55,9 +55,23 @@ TEST(AdapterLayout, RowParallelLayersCutAByColumnsOthersBByRows) {
     const std::string& name = part.modules[t.index].linear.name;
     const bool row_parallel = name.ends_with("o_proj") || name.ends_with("down_proj");
     const bool is_a = t.kind == AdapterTensorKind::LoraA;
-    EXPECT_EQ(t.local_cols.size() < t.cols, row_parallel && is_a) << name;
-    EXPECT_EQ(t.local_rows.size() < t.rows, !row_parallel && !is_a) << name;
+    EXPECT_EQ(t.local_cols.at(0).size() < t.cols, row_parallel && is_a) << name;
+    EXPECT_EQ(t.local_rows.at(0).size() < t.rows, !row_parallel && !is_a) << name;
   }
+}
+
+// Of GPT-2's c_attn, B's rows of q, k and v.
+TEST(AdapterLayout, AFusedModuleCutsBInThree) {
+  const auto base = BaseModel::open((golden("peft/gpt2") / "model").string());
+  const AdapterLayout layout =
+      adapter_layout(base->config(), linear_modules(base->config()), {}, 1, 2);
+  const LoraModule& m = layout.modules[0];
+  ASSERT_EQ(m.linear.name, "transformer.h.0.attn.c_attn");
+  EXPECT_EQ(m.b.local_rows, (std::vector<Range>{{24, 48}, {72, 96}, {120, 144}}));
+  EXPECT_EQ(m.a.local_rows.size(), 1u);
+  std::vector<float> flat(size_t(layout.size));
+  EXPECT_EQ(local_block(m.b, flat.data(), 2).at(0, 0),
+            reinterpret_cast<char*>(flat.data() + m.b.offset + 120 * m.lora_rank));
 }
 
 TEST(Factors, GoToModulesAndBack) {

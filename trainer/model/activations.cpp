@@ -12,7 +12,7 @@ void plan_attention(Arena& arena, const ActivationDims& d, BlockActivations& a) 
   a.v = arena.take(d.tokens, d.kv_width, d.type);
   a.o = arena.take(d.tokens, d.q_width, d.type);
   a.lse = arena.take(d.tokens, d.heads, DType::F32);
-  for (Matrix& rstd : a.rstd) rstd = arena.take(d.tokens, 1, DType::F32);
+  for (Matrix& stats : a.norm_stats) stats = arena.take(d.tokens, d.norm_stats, DType::F32);
   if (d.qk_norm) {
     a.q_rstd = arena.take(d.tokens, d.heads, DType::F32);
     a.k_rstd = arena.take(d.tokens, d.kv_heads, DType::F32);
@@ -21,12 +21,12 @@ void plan_attention(Arena& arena, const ActivationDims& d, BlockActivations& a) 
 
 void plan_mlp(Arena& arena, const ActivationDims& d, BlockActivations& a) {
   a.gate = arena.take(d.tokens, d.features, d.type);
-  a.up = arena.take(d.tokens, d.features, d.type);
+  if (d.gated_mlp) a.up = arena.take(d.tokens, d.features, d.type);
 }
 
 void plan_outputs(Arena& arena, const ActivationDims& d, BlockActivations& a) {
   for (Matrix& output : a.output) output = arena.take(d.tokens, d.hidden, d.type);
-  for (Matrix& rstd : a.output_rstd) rstd = arena.take(d.tokens, 1, DType::F32);
+  for (Matrix& stats : a.output_stats) stats = arena.take(d.tokens, d.norm_stats, DType::F32);
 }
 
 // What a block does not keep, it takes from the one that all share.

@@ -46,7 +46,8 @@ struct ActivationDims {
   int64_t hidden = 0;
   int64_t q_width = 0, kv_width = 0, features = 0;  // this rank's columns
   int64_t heads = 0, kv_heads = 0;                  // this rank's
-  bool qk_norm = false, post_norms = false;
+  int64_t norm_stats = 1;                           // norm_stats_columns()
+  bool gated_mlp = true, qk_norm = false, post_norms = false;
   bool backward = false;  // else only what a forward pass needs
   bool dropout = false;
   DType type = DType::F32;

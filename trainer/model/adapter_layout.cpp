@@ -8,11 +8,14 @@
 namespace lorashard {
 namespace {
 
-// Of a block that begins with what ranks before this one have up to `before`, what they have not;
-// of the whole vector (n), which all ranks have, an equal part.
-Range share_of_block(Range block, int64_t before, int64_t n, int tp_rank, int tp_size) {
-  if (block.size() == n && before == 0 && tp_size > 1) return split_features(n, tp_rank, tp_size);
-  return {std::max(block.begin, before), block.end};
+// Of a vector (n) of a module's outputs: of one that all ranks have whole an equal part, of a block
+// what the rank before has not.
+Range share_of_outputs(const ModelConfig& model, Split split, int64_t n, int tp_rank, int tp_size) {
+  if (split == Split::None || is_row_parallel(split)) return split_features(n, tp_rank, tp_size);
+  const Range block = split_ranges(model, split, n, tp_rank, tp_size).front();
+  if (tp_rank == 0) return block;
+  const int64_t before = split_ranges(model, split, n, tp_rank - 1, tp_size).front().end;
+  return {std::max(block.begin, before), std::max(block.end, before)};
 }
 
 }  // namespace
@@ -44,17 +47,13 @@ AdapterLayout adapter_layout(const ModelConfig& model, const std::vector<LinearM
     m.lora_rank = module_rank(config, linear.name);
     m.alpha = module_alpha(config, linear.name);
     m.scaling = float(lora_scaling(config, m.lora_rank, m.alpha));
-    const auto part_of = [&](int rank) {
-      return tensor_part(model, linear.split, linear.out_features, linear.in_features, rank,
-                         tp_size);
-    };
-    const TensorPart part = part_of(tp_rank);
     const AdapterModule shapes = shapes_of(m);
     // A dimension of inputs or outputs is cut as its module is; lora_rank is whole.
     const auto local = [&](AdapterDim dim) {
-      if (dim == AdapterDim::In) return Range{part.col_begin, part.col_end};
-      if (dim == AdapterDim::Out) return Range{part.row_begin, part.row_end};
-      return Range{0, dim_of(shapes, dim)};
+      const int64_t n = dim_of(shapes, dim);
+      const bool cut = dim == (is_row_parallel(linear.split) ? AdapterDim::In : AdapterDim::Out);
+      return cut ? split_ranges(model, linear.split, n, tp_rank, tp_size)
+                 : std::vector{Range{0, n}};
     };
     for (const AdapterTensorSpec& t : kAdapterTensors) {
       if (!has_tensor(shapes, t)) continue;
@@ -65,9 +64,8 @@ AdapterLayout adapter_layout(const ModelConfig& model, const std::vector<LinearM
                            .local_rows = local(t.rows),
                            .local_cols = local(t.cols),
                            .share = {}};
-      const bool first = tp_rank == 0 || is_row_parallel(linear.split);
-      tensor.share = share_of_block(tensor.local_cols, first ? 0 : part_of(tp_rank - 1).row_end,
-                                    tensor.cols, tp_rank, tp_size);
+      if (t.cols == AdapterDim::Out)
+        tensor.share = share_of_outputs(model, linear.split, tensor.cols, tp_rank, tp_size);
       layout.tensors.push_back(tensor);
     }
     layout.modules.push_back(std::move(m));
@@ -81,21 +79,14 @@ AdapterLayout adapter_layout(const ModelConfig& model, const std::vector<LinearM
   layout.trained = trained_tensors(model_tensors(model), config, modules);
   for (size_t i = 0; i < layout.trained.size(); ++i) {
     const TensorSpec& base = layout.trained[i].base;
-    const auto part_of = [&](int rank) {
-      return tensor_part(model, base.split, base.rows, base.cols, rank, tp_size);
-    };
-    const TensorPart part = part_of(tp_rank);
-    AdapterTensor tensor{.kind = AdapterTensorKind::Base,
-                         .index = i,
-                         .rows = base.rows,
-                         .cols = base.cols,
-                         .local_rows = {part.row_begin, part.row_end},
-                         .local_cols = {part.col_begin, part.col_end},
-                         .share = {}};
-    const bool first = tp_rank == 0 || base.split == Split::None;
-    tensor.share = share_of_block(tensor.local_cols, first ? 0 : part_of(tp_rank - 1).col_end,
-                                  tensor.cols, tp_rank, tp_size);
-    layout.tensors.push_back(tensor);
+    layout.tensors.push_back(
+        {.kind = AdapterTensorKind::Base,
+         .index = i,
+         .rows = base.rows,
+         .cols = base.cols,
+         .local_rows = {{0, base.rows}},
+         .local_cols = split_ranges(model, base.split, base.cols, tp_rank, tp_size),
+         .share = share_of_outputs(model, base.split, base.cols, tp_rank, tp_size)});
   }
   for (AdapterTensor& t : layout.tensors) {
     t.offset = layout.size;

@@ -21,11 +21,14 @@ struct AdapterTensor {
   AdapterTensorKind kind = AdapterTensorKind::LoraA;
   size_t index = 0;  // in AdapterLayout::modules; of kind Base in AdapterLayout::trained
   int64_t rows = 0, cols = 0;
-  int64_t offset = 0;            // floats from the start of a flat buffer
-  Range local_rows, local_cols;  // this rank's block, which its layer reads
-  // Of a vector, the part of the block that this rank answers for: over the tensor-parallel group
-  // the shares are the whole vector once, also where blocks overlap. Ranks that would all form the
-  // gradient of the whole (of a bias behind the all-reduce) add that of their share.
+  int64_t offset = 0;  // floats from the start of a flat buffer
+  // This rank's block, where its layer reads and adds gradients; of a fused module three: of a
+  // dimension that is cut in pieces (q, k, v) the range of each, else one.
+  std::vector<Range> local_rows, local_cols;
+  // Of a vector in one piece, the part of the block that this rank answers for: over the
+  // tensor-parallel group the shares are the whole vector once, also where blocks overlap. Ranks
+  // that would all form the gradient of the whole (of a bias behind the all-reduce) add that of
+  // their share.
   Range share;
   int64_t size() const { return rows * cols; }
 };
@@ -62,10 +65,12 @@ struct AdapterLayout {
 AdapterLayout adapter_layout(const ModelConfig& model, const std::vector<LinearModule>& modules,
                              const AdapterConfig& config, int tp_rank, int tp_size);
 
-// This rank's block of a tensor within one of the flat buffers.
-inline Matrix local_block(const AdapterTensor& t, float* flat) {
+// This rank's block of a tensor within one of the flat buffers, of a piece if it is cut in several.
+inline Matrix local_block(const AdapterTensor& t, float* flat, size_t piece = 0) {
+  const Range rows = t.local_rows.at(t.local_rows.size() > 1 ? piece : 0);
+  const Range cols = t.local_cols.at(t.local_cols.size() > 1 ? piece : 0);
   return matrix(flat + t.offset, t.rows, t.cols, DType::F32)
-      .block(t.local_rows.begin, t.local_rows.size(), t.local_cols.begin, t.local_cols.size());
+      .block(rows.begin, rows.size(), cols.begin, cols.size());
 }
 
 // The part of a vector's block that is this rank's share.

@@ -22,19 +22,19 @@ const Linear& last_linear(const BlockWeights& w, Sublayer s) {
   return w.groups[kLastGroup[s]].linears[0];
 }
 
-void norm(const BlockContext& c, Matrix y, Matrix rstd, ConstMatrix x, ConstMatrix gain,
-          const ResidualAdd& before = {}) {
-  rms_norm_forward(c.linear.stream, y, rstd, x, gain, c.config.rms_norm_eps,
-                   c.config.norm_gain_offset, before);
+// The norm of each query or key head.
+void head_norm(const BlockContext& c, Matrix y, Matrix rstd, ConstMatrix x, ConstMatrix gain) {
+  rms_norm_forward(c.linear.stream, y, rstd, x, gain, c.config.norm_eps, c.config.norm_gain_offset);
 }
 
-// c.scratch.norm = the normalised input of sublayer s. rstd may be empty.
+// c.scratch.norm = the normalised input of sublayer s. stats may be empty.
 void input_norm(const BlockContext& c, const BlockWeights& w, Sublayer s, ConstMatrix x,
-                Matrix rstd, const ResidualAdd& before = {}) {
-  norm(c, c.scratch.norm, rstd, x, w.norms[kInputNorm[s]], before);
+                Matrix stats, const ResidualAdd& before = {}) {
+  norm_forward(c.linear.stream, c.config, c.scratch.norm, stats, x, w.norms[kInputNorm[s]], before);
 }
 
 void rotate(const BlockContext& c, const BlockWeights& w, Matrix x, int64_t heads, bool inverse) {
+  if (c.config.rope.kind == RopeConfig::Kind::None) return;
   rope(c.linear.stream, x, heads, c.positions, w.window ? c.window_rope_table : c.rope_table,
        inverse);
 }
@@ -42,6 +42,7 @@ void rotate(const BlockContext& c, const BlockWeights& w, Matrix x, int64_t head
 AttentionShape shape_of(const BlockContext& c, const BlockWeights& w) {
   AttentionShape shape = c.attention;
   shape.window = w.window;
+  shape.scale = w.attention_scale;
   return shape;
 }
 
@@ -52,10 +53,10 @@ struct QueryKey {
 };
 QueryKey rotated_query_key(const BlockContext& c, const BlockWeights& w,
                            const BlockActivations& acts) {
-  const ConstMatrix q_gain = w.norms[NormRole::Query], k_gain = w.norms[NormRole::Key];
+  const ConstMatrix q_gain = w.norms[NormRole::Query].gain, k_gain = w.norms[NormRole::Key].gain;
   if (!q_gain) return {acts.q, acts.k};
-  norm(c, c.scratch.q_rope, acts.q_rstd, acts.q, q_gain);
-  norm(c, c.scratch.k_rope, acts.k_rstd, acts.k, k_gain);
+  head_norm(c, c.scratch.q_rope, acts.q_rstd, acts.q, q_gain);
+  head_norm(c, c.scratch.k_rope, acts.k_rstd, acts.k, k_gain);
   rotate(c, w, c.scratch.q_rope, c.attention.heads, false);
   rotate(c, w, c.scratch.k_rope, c.attention.kv_heads, false);
   return {c.scratch.q_rope, c.scratch.k_rope};
@@ -66,7 +67,7 @@ QueryKey project_qkv(const BlockContext& c, const BlockWeights& w, const BlockAc
                      DownProjection down) {
   linear_group_forward(c.linear, w.groups[InputGroup::QKV], std::array{acts.q, acts.k, acts.v},
                        c.scratch.norm, acts.u[InputGroup::QKV], down);
-  if (!w.norms[NormRole::Query]) {
+  if (!w.norms[NormRole::Query].gain) {
     rotate(c, w, acts.q, c.attention.heads, false);
     rotate(c, w, acts.k, c.attention.kv_heads, false);
   }
@@ -118,10 +119,10 @@ bool group_backward(const BlockContext& c, const BlockWeights& w, InputGroup gro
 // added to the residual. In c.scratch.delta, which the sublayer's own backward pass writes last.
 ConstMatrix output_gradient(const BlockContext& c, const BlockWeights& w, Sublayer s,
                             ConstMatrix dx, const BlockActivations& acts) {
-  const ConstMatrix gain = w.norms[kOutputNorm[s]];
-  if (!gain) return dx;
-  rms_norm_backward(c.linear.stream, c.scratch.delta, dx, acts.output[s], acts.output_rstd[s], gain,
-                    c.config.norm_gain_offset, false);
+  const NormWeights& post = w.norms[kOutputNorm[s]];
+  if (!post.gain) return dx;
+  norm_backward(c.linear.stream, c.config, c.scratch.delta, dx, acts.output[s],
+                acts.output_stats[s], post, false);
   return c.scratch.delta;
 }
 
@@ -152,10 +153,10 @@ bool attention_sublayer_backward(const BlockContext& c, const BlockWeights& w, C
                      c.sequences, shape_of(c, w));
   rotate(c, w, s.d_q, c.attention.heads, true);
   rotate(c, w, s.d_k, c.attention.kv_heads, true);
-  if (w.norms[NormRole::Query]) {
-    rms_norm_backward(stream, s.d_q, s.d_q, acts.q, acts.q_rstd, w.norms[NormRole::Query],
+  if (w.norms[NormRole::Query].gain) {
+    rms_norm_backward(stream, s.d_q, s.d_q, acts.q, acts.q_rstd, w.norms[NormRole::Query].gain,
                       c.config.norm_gain_offset, false);
-    rms_norm_backward(stream, s.d_k, s.d_k, acts.k, acts.k_rstd, w.norms[NormRole::Key],
+    rms_norm_backward(stream, s.d_k, s.d_k, acts.k, acts.k_rstd, w.norms[NormRole::Key].gain,
                       c.config.norm_gain_offset, false);
   }
   if (w.groups[InputGroup::QKV].adapted()) input_norm(c, w, Sublayer::Attention, x, {});
@@ -167,7 +168,7 @@ bool attention_sublayer_backward(const BlockContext& c, const BlockWeights& w, C
 
 void sublayer_forward(const BlockContext& c, const BlockWeights& w, Sublayer s, ConstMatrix x,
                       const ResidualAdd& before, const BlockActivations& acts, KvCache* cache) {
-  input_norm(c, w, s, x, acts.rstd[s], before);
+  input_norm(c, w, s, x, acts.norm_stats[s], before);
   ConstMatrix last_input;
   if (s == Sublayer::Attention) {
     attend(c, w, project_qkv(c, w, acts, DownProjection::Compute), acts, cache);
@@ -189,10 +190,12 @@ Matrix sublayer_output(const BlockContext& c, Sublayer s, const BlockActivations
 
 ResidualAdd residual_add(const BlockContext& c, const BlockWeights& w, Sublayer s,
                          const BlockActivations& acts, Matrix sum) {
-  const ConstMatrix bias = last_linear(w, s).bias, gain = w.norms[kOutputNorm[s]];
-  if (!gain) return {sum, c.scratch.delta, bias};
+  const ConstMatrix bias = last_linear(w, s).bias;
+  const NormWeights& post = w.norms[kOutputNorm[s]];
+  if (!post.gain) return {sum, c.scratch.delta, bias};
   if (bias) add_bias(c.linear.stream, acts.output[s], bias);
-  norm(c, c.scratch.delta, acts.output_rstd[s], acts.output[s], gain);
+  norm_forward(c.linear.stream, c.config, c.scratch.delta, acts.output_stats[s], acts.output[s],
+               post);
   return {sum, c.scratch.delta, {}};
 }
 
@@ -209,10 +212,10 @@ void block_recompute(const BlockContext& c, const BlockWeights& w, ConstMatrix x
   if (kept == Keep::All) return;
   const ProfileSpan span("layer", "recompute");
   if (kept == Keep::Nothing) {
-    input_norm(c, w, Sublayer::Attention, x_in, acts.rstd[Sublayer::Attention]);
+    input_norm(c, w, Sublayer::Attention, x_in, acts.norm_stats[Sublayer::Attention]);
     attend(c, w, project_qkv(c, w, acts, DownProjection::Reuse), acts, nullptr);
   }
-  input_norm(c, w, Sublayer::Mlp, x_mid, acts.rstd[Sublayer::Mlp]);
+  input_norm(c, w, Sublayer::Mlp, x_mid, acts.norm_stats[Sublayer::Mlp]);
   project_gate_up(c, w, acts, DownProjection::Reuse);
 }
 
@@ -225,8 +228,8 @@ bool sublayer_backward(const BlockContext& c, const BlockWeights& w, Sublayer s,
 
 void add_to_gradient(const BlockContext& c, const BlockWeights& w, Sublayer s, Matrix dx,
                      ConstMatrix x, const BlockActivations& acts) {
-  rms_norm_backward(c.linear.stream, dx, c.scratch.delta, x, acts.rstd[s], w.norms[kInputNorm[s]],
-                    c.config.norm_gain_offset, true);
+  norm_backward(c.linear.stream, c.config, dx, c.scratch.delta, x, acts.norm_stats[s],
+                w.norms[kInputNorm[s]], true);
 }
 
 }  // namespace lorashard

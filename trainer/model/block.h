@@ -3,7 +3,8 @@
 //   x_mid = x_in + all-reduce of o(attention(rope(qkv(norm(x_in)))))
 //   x_out = x_mid + all-reduce of down(act(gate(norm(x_mid))) * up(norm(x_mid)))
 //
-// and, in families with post-norms, the norm of each all-reduced output before it is added.
+// and, in families with post-norms, the norm of each all-reduced output before it is added. Others
+// have no rope, or no up (then down(act(gate(…)))), or another kind of norm.
 //
 // A block is two sublayers, attention and MLP, each a tensor-parallel region
 // (parallel/tensor_region.h): one all-reduce forward and one backward. LoRA's partial outputs are
@@ -25,16 +26,17 @@ using PerSublayer = EnumArray<Sublayer, 2, T>;
 
 // What a layer's backward pass needs besides x_in and x_mid. T rows each.
 struct BlockActivations {
-  Matrix q, k, v;            // (T, heads*D), twice (T, kv_heads*D) of this rank; q and k after
-                             // rope, or, with q/k norms, as they left the projection
-  Matrix o, lse;             // attention output and log-sum-exp
-  Matrix gate, up;           // (T, F) of this rank
-  PerSublayer<Matrix> rstd;  // (T,1) F32, of the norm that the sublayer begins with
-  Matrix q_rstd, k_rstd;     // (T, heads) and (T, kv_heads) F32, with q/k norms
-  PerGroup<Matrix> u;        // dropout(x) A^T (T, lora_rank) F32; always kept
-  // With post-norms: each sublayer's all-reduced output (T,H), with its bias, and the norm's rstd
-  // (T,1) F32; always kept, because no recomputation gives it without an all-reduce.
-  PerSublayer<Matrix> output, output_rstd;
+  Matrix q, k, v;   // (T, heads*D), twice (T, kv_heads*D) of this rank; q and k after
+                    // rope, or, with q/k norms, as they left the projection
+  Matrix o, lse;    // attention output and log-sum-exp
+  Matrix gate, up;  // (T, F) of this rank; up is empty where the MLP is not gated
+  PerSublayer<Matrix> norm_stats;  // (T, norm_stats_columns()) F32, of the norm that the sublayer
+                                   // begins with
+  Matrix q_rstd, k_rstd;           // (T, heads) and (T, kv_heads) F32, with q/k norms
+  PerGroup<Matrix> u;              // dropout(x) A^T (T, lora_rank) F32; always kept
+  // With post-norms: each sublayer's all-reduced output (T,H), with its bias, and what its norm
+  // keeps; always kept, because no recomputation gives it without an all-reduce.
+  PerSublayer<Matrix> output, output_stats;
 
   std::array<Matrix*, 19> all() {
     using enum InputGroup;
@@ -45,8 +47,8 @@ struct BlockActivations {
             &lse,
             &gate,
             &up,
-            &rstd[Sublayer::Attention],
-            &rstd[Sublayer::Mlp],
+            &norm_stats[Sublayer::Attention],
+            &norm_stats[Sublayer::Mlp],
             &q_rstd,
             &k_rstd,
             &u[QKV],
@@ -55,8 +57,8 @@ struct BlockActivations {
             &u[Down],
             &output[Sublayer::Attention],
             &output[Sublayer::Mlp],
-            &output_rstd[Sublayer::Attention],
-            &output_rstd[Sublayer::Mlp]};
+            &output_stats[Sublayer::Attention],
+            &output_stats[Sublayer::Mlp]};
   }
 };
 

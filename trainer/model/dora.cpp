@@ -24,12 +24,15 @@ DoraNorms::DoraNorms(Stream& stream, ModelWeights& weights, const Factors& facto
       }
     }
   }
+  // Modules with DoRA are in one piece (check_trainable()).
+  const auto width = [](const Place& p) {
+    return p.linear->lora->magnitude.local_cols.front().size();
+  };
   int64_t widest = 0, highest = 0;
   for (const Place& p : places_) {
-    widest = std::max(widest, p.linear->lora->magnitude.local_cols.size());
+    widest = std::max(widest, width(p));
     highest = std::max(highest, p.linear->lora->lora_rank);
   }
-  const auto width = [](const Place& p) { return p.linear->lora->magnitude.local_cols.size(); };
   const auto is_partial = [](const Place& p) {
     return is_row_parallel(p.linear->lora->linear.split);
   };
@@ -100,7 +103,7 @@ void DoraNorms::initialize_magnitudes() {
   fill_zero(stream_, all);
   for (const Place& p : places_) {
     const AdapterTensor& m = p.linear->lora->magnitude;
-    const int64_t at = m.share.begin - m.local_cols.begin, n = m.share.size();
+    const int64_t at = m.share.begin - m.local_cols.front().begin, n = m.share.size();
     if (n == 0) continue;
     scale_columns(stream_, share_of(m, factors_.values()), p.squares.col_range(at, n),
                   p.linear->dora.inverse_norm.col_range(at, n));

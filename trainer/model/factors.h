@@ -27,9 +27,11 @@ class Factors {
   // The tensor that stands for the base's tensor of this name, or null.
   const AdapterTensor* find_trained(const std::string& name) const;
 
-  // This rank's block of a module's A or B within one of the flat buffers.
+  // This rank's block of a module's A, or of a piece of its B, within one of the flat buffers.
   static Matrix local_a(const LoraModule& m, float* flat) { return local_block(m.a, flat); }
-  static Matrix local_b(const LoraModule& m, float* flat) { return local_block(m.b, flat); }
+  static Matrix local_b(const LoraModule& m, float* flat, size_t piece) {
+    return local_block(m.b, flat, piece);
+  }
 
   // A ~ U(-1/sqrt(in), 1/sqrt(in)) (torch's kaiming_uniform_ with a = sqrt 5, as in PEFT), B = 0; a
   // function of (seed, module, element). Trained tensors are those of `base`.

@@ -9,7 +9,8 @@ namespace lorashard {
 
 // W(N,K): this rank's part, in the base's type. Not owned.
 struct FrozenWeight {
-  ConstMatrix matrix;
+  ConstMatrix matrix;       // (N,K), or (K,N)
+  bool transposed = false;  // whether it lies as (K,N)
 };
 
 // y(T,N) = x(T,K) W^T [+ bias(1,N), unless it is empty].

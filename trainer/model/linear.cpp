@@ -24,7 +24,13 @@ Matrix stacked_a(const LinearGroup& group, float* flat) {
 
 // The dropout mask on the input of one module's A.
 DropoutMask mask_of(const LinearContext& c, const LoraModule& m) {
-  return {c.dropout.seed, m.site, c.dropout.row_keys, m.a.local_cols.begin, c.dropout.rate};
+  return {c.dropout.seed, m.site, c.dropout.row_keys, m.a.local_cols[0].begin, c.dropout.rate};
+}
+
+// The module's columns of u or t, which all its pieces share.
+template <class M>
+M columns_of(const Linear& l, M u) {
+  return u.col_range(l.u_column, l.lora->lora_rank);
 }
 
 // u = dropout(x) A^T of the adapted modules.
@@ -34,27 +40,27 @@ void down_project(const LinearContext& c, const LinearGroup& group, Matrix u, Co
     matmul_nt(c.stream, u, x, stacked_a(group, c.values));
     return;
   }
-  int64_t column = 0;
   for (const Linear& l : group.linears) {
-    if (!l.lora) continue;
-    lora_dropout_forward(c.stream, u.col_range(column, l.lora->lora_rank), x,
-                         Factors::local_a(*l.lora, c.values), mask_of(c, *l.lora));
-    column += l.lora->lora_rank;
+    if (!l.lora || l.piece > 0) continue;
+    lora_dropout_forward(c.stream, columns_of(l, u), x, Factors::local_a(*l.lora, c.values),
+                         mask_of(c, *l.lora));
   }
 }
 
 // y += scaling u B^T.
-void add_up_projection(const LinearContext& c, const LoraModule& m, Matrix y, ConstMatrix u) {
+void add_up_projection(const LinearContext& c, const Linear& l, Matrix y, ConstMatrix u) {
   const ProfileSpan span("lora", "lora");
-  matmul_nt(c.stream, y, u, Factors::local_b(m, c.values), m.scaling, 1);
+  matmul_nt(c.stream, y, u, Factors::local_b(*l.lora, c.values, l.piece), l.lora->scaling, 1);
 }
 
-// dB += scaling dy^T u;  t = scaling dy B.
-void up_projection_backward(const LinearContext& c, const LoraModule& m, Matrix t, ConstMatrix dy,
+// dB += scaling dy^T u;  t = scaling dy B, summed over the pieces of a module.
+void up_projection_backward(const LinearContext& c, const Linear& l, Matrix t, ConstMatrix dy,
                             ConstMatrix u) {
   const ProfileSpan span("lora", "lora");
-  matmul_tn(c.stream, Factors::local_b(m, c.gradients), dy, u, m.scaling, 1);
-  matmul_nn(c.stream, t, dy, Factors::local_b(m, c.values), m.scaling, 0);
+  const float scaling = l.lora->scaling;
+  matmul_tn(c.stream, Factors::local_b(*l.lora, c.gradients, l.piece), dy, u, scaling, 1);
+  matmul_nn(c.stream, t, dy, Factors::local_b(*l.lora, c.values, l.piece), scaling,
+            l.piece == 0 ? 0 : 1);
 }
 
 // dA += t^T dropout(x) of the adapted modules and, unless dx is empty, dx += dropout(t A).
@@ -66,23 +72,22 @@ void down_projection_backward(const LinearContext& c, const LinearGroup& group, 
     if (dx) matmul_nn(c.stream, dx, t, stacked_a(group, c.values), 1, 1);
     return;
   }
-  int64_t column = 0;
   for (const Linear& l : group.linears) {
-    if (!l.lora) continue;
+    if (!l.lora || l.piece > 0) continue;
     const LoraModule& m = *l.lora;
-    const ConstMatrix t_j = t.col_range(column, m.lora_rank);
+    const ConstMatrix t_j = columns_of(l, t);
     lora_dropout_wgrad(c.stream, Factors::local_a(m, c.gradients), t_j, x, mask_of(c, m));
     if (dx) lora_dropout_dgrad(c.stream, dx, t_j, Factors::local_a(m, c.values), mask_of(c, m));
-    column += m.lora_rank;
   }
 }
 
 // db += the sums of dy's columns. Behind the all-reduce of a row-parallel group every rank has the
 // same dy, and adds the sums of its share.
-void bias_backward(const LinearContext& c, const LinearGroup& group, const AdapterTensor& bias,
+void bias_backward(const LinearContext& c, const LinearGroup& group, const Linear& l,
                    ConstMatrix dy) {
+  const AdapterTensor& bias = *l.trained_bias;
   if (!group.row_parallel) {
-    add_column_sums(c.stream, local_block(bias, c.gradients), dy);
+    add_column_sums(c.stream, local_block(bias, c.gradients, l.piece), dy);
   } else if (bias.share.size() > 0) {
     add_column_sums(c.stream, share_of(bias, c.gradients),
                     dy.col_range(bias.share.begin, bias.share.size()));
@@ -104,7 +109,7 @@ void dora_forward(const LinearContext& c, const Linear& l, Matrix y, ConstMatrix
   const LoraModule& m = *l.lora;
   if (c.dropout.rate == 0) {
     frozen_forward(c.stream, y, x, l.weight);
-    add_up_projection(c, m, y, u);
+    add_up_projection(c, l, y, u);
     scale_columns(c.stream, y, y, l.dora.scale);
     if (bias) add_bias(c.stream, y, bias);
     return;
@@ -124,7 +129,7 @@ ConstMatrix dora_backward(const LinearContext& c, const Linear& l, Matrix dx, Co
   const LoraModule& m = *l.lora;
   const Matrix z = c.z.block(0, dy.rows, 0, dy.cols);
   frozen_forward(c.stream, z, dora_input(c, m, x), l.weight);
-  add_up_projection(c, m, z, u);
+  add_up_projection(c, l, z, u);
   scale_columns(c.stream, z, z, l.dora.inverse_norm);
   add_column_sums(c.stream, local_block(m.magnitude, c.gradients), dy, z);
   if (dx && c.dropout.rate > 0) {
@@ -147,40 +152,31 @@ void linear_group_forward(const LinearContext& c, const LinearGroup& group,
                           std::span<const Matrix> y, ConstMatrix x, Matrix u, DownProjection down) {
   const bool adapted = group.adapted() && c.values;
   if (adapted && down == DownProjection::Compute) down_project(c, group, u, x);
-  int64_t column = 0;
   for (size_t j = 0; j < group.linears.size(); ++j) {
     const Linear& l = group.linears[j];
     const ConstMatrix bias = group.row_parallel ? ConstMatrix{} : l.bias;
-    const int64_t lora_rank = adapted && l.lora ? l.lora->lora_rank : 0;
-    const ConstMatrix u_j = u.col_range(column, lora_rank);
-    column += lora_rank;
     if (adapted && l.dora) {
-      dora_forward(c, l, y[j], x, u_j, bias);
+      dora_forward(c, l, y[j], x, columns_of(l, u), bias);
       continue;
     }
     frozen_forward(c.stream, y[j], x, l.weight, bias);
-    if (adapted && l.lora) add_up_projection(c, *l.lora, y[j], u_j);
+    if (adapted && l.lora) add_up_projection(c, l, y[j], columns_of(l, u));
   }
 }
 
 void linear_group_backward(const LinearContext& c, const LinearGroup& group, Matrix dx,
                            std::span<const ConstMatrix> dy, ConstMatrix x, ConstMatrix u) {
   const Matrix t = group.adapted() ? c.t.block(0, x.rows, 0, group.lora_rank) : Matrix{};
-  int64_t column = 0;
   for (size_t j = 0; j < group.linears.size(); ++j) {
     const Linear& l = group.linears[j];
-    const int64_t lora_rank = l.lora ? l.lora->lora_rank : 0;
     ConstMatrix dz = dy[j];
     if (l.dora) {
-      dz = dora_backward(c, l, dx, dy[j], x, u.col_range(column, lora_rank), j == 0);
+      dz = dora_backward(c, l, dx, dy[j], x, columns_of(l, u), j == 0);
     } else if (dx) {
       frozen_backward(c.stream, dx, dy[j], l.weight, j == 0 ? 0 : 1);
     }
-    if (l.trained_bias) bias_backward(c, group, *l.trained_bias, dy[j]);
-    if (!l.lora) continue;
-    up_projection_backward(c, *l.lora, t.col_range(column, lora_rank), dz,
-                           u.col_range(column, lora_rank));
-    column += lora_rank;
+    if (l.trained_bias) bias_backward(c, group, l, dy[j]);
+    if (l.lora) up_projection_backward(c, l, columns_of(l, t), dz, columns_of(l, u));
   }
   if (group.adapted()) down_projection_backward(c, group, dx, t, x);
 }

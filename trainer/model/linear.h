@@ -32,8 +32,9 @@ struct LinearContext {
 enum class DownProjection : uint8_t { Compute, Reuse };
 
 // y_j(T,N_j) = x(T,K) W_j^T [+ bias_j, unless the group is row-parallel] + scaling_j dropout(x)
-// A_j^T B_j^T for each module j; u(T,lora_rank) F32 = dropout(x) A^T of the adapted ones, kept for
-// backward. With DoRA (Liu et al. 2024), s = magnitude / norm of each output:
+// A_j^T B_j^T for each module j (of a fused one, each piece); u(T,lora_rank) F32 = dropout(x) A^T
+// of the adapted ones, kept for backward. With DoRA (Liu et al. 2024), s = magnitude / norm of each
+// output:
 //   y_j = s (x W_j^T + scaling_j x A_j^T B_j^T) [+ bias_j], and under dropout, as PEFT has it,
 //   y_j = x W_j^T + (s - 1) dropout(x) W_j^T + s scaling_j dropout(x) A_j^T B_j^T [+ bias_j].
 void linear_group_forward(const LinearContext& c, const LinearGroup& group,

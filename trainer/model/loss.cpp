@@ -6,7 +6,6 @@
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
 #include "kernels/profile.h"
-#include "kernels/rms_norm.h"
 #include "kernels/rows.h"
 #include "parallel/tensor_region.h"
 #include "trainer/model/activations.h"
@@ -33,7 +32,7 @@ LossBuffers plan_loss(Arena& arena, const LossDims& d) {
   LossBuffers at;
   at.picked = arena.take(d.tokens, d.hidden, d.type);
   at.normed = arena.take(d.tokens, d.hidden, d.type);
-  at.rstd = arena.take(d.tokens, 1, DType::F32);
+  at.norm_stats = arena.take(d.tokens, d.norm_stats, DType::F32);
   at.d_normed = arena.take(d.tokens, d.hidden, d.type);
   at.logits = arena.take(d.chunk_rows, d.vocabulary, DType::F32);
   at.stats = arena.take(d.ranks * d.chunk_rows, 3, DType::F32);
@@ -53,6 +52,7 @@ LossHead::LossHead(Stream& stream, const ModelConfig& config, const ModelWeights
       tensor_(tensor),
       dims_{.tokens = max_tokens,
             .hidden = config.hidden_size,
+            .norm_stats = norm_stats_columns(config),
             .chunk_rows = loss_chunk_rows(config.vocab_size, tensor.size(), max_tokens),
             .vocabulary = weights.vocabulary.size(),
             .ranks = tensor.size(),
@@ -103,8 +103,8 @@ void LossHead::normalize(ConstMatrix x) {
   const auto rows = int64_t(rows_.size());
   const Matrix picked = at_.picked.row_range(0, rows), normed = at_.normed.row_range(0, rows);
   gather_rows(stream_, picked, x, staged_rows_);
-  rms_norm_forward(stream_, normed, at_.rstd.row_range(0, rows), picked, weights_.final_norm,
-                   config_.rms_norm_eps, config_.norm_gain_offset);
+  norm_forward(stream_, config_, normed, at_.norm_stats.row_range(0, rows), picked,
+               weights_.final_norm);
 }
 
 Matrix LossHead::chunk_logits(const Chunk& chunk) {
@@ -137,9 +137,8 @@ void LossHead::finish_backward(Matrix dx) {
   const auto rows = int64_t(rows_.size());
   const Matrix d_normed = at_.d_normed.row_range(0, rows);
   enter_region_backward(tensor_, stream_, d_normed, "loss.head_backward");
-  rms_norm_backward(stream_, d_normed, d_normed, at_.picked.row_range(0, rows),
-                    at_.rstd.row_range(0, rows), weights_.final_norm, config_.norm_gain_offset,
-                    false);
+  norm_backward(stream_, config_, d_normed, d_normed, at_.picked.row_range(0, rows),
+                at_.norm_stats.row_range(0, rows), weights_.final_norm, false);
   scatter_rows(stream_, dx, d_normed, staged_rows_);
 }
 
@@ -191,8 +190,7 @@ void LossHead::forward_backward(ConstMatrix x, Matrix dx) {
 
 void LossHead::logits(ConstMatrix x, int64_t row, Matrix logits) {
   const Matrix normed = at_.normed.row_range(0, 1);
-  rms_norm_forward(stream_, normed, {}, x.row_range(row, 1), weights_.final_norm,
-                   config_.rms_norm_eps, config_.norm_gain_offset);
+  norm_forward(stream_, config_, normed, {}, x.row_range(row, 1), weights_.final_norm);
   frozen_forward(stream_, logits, normed, weights_.head);
 }
 

@@ -15,7 +15,7 @@ namespace lorashard {
 
 // What the loss works in: `tokens` rows at most, of which chunk_rows are logits at once.
 struct LossDims {
-  int64_t tokens, hidden, chunk_rows;
+  int64_t tokens, hidden, norm_stats, chunk_rows;
   int64_t vocabulary;  // of this rank
   int64_t ranks;       // over which the vocabulary is split
   DType type;          // of activations
@@ -23,7 +23,7 @@ struct LossDims {
 };
 struct LossBuffers {
   Matrix picked, normed, d_normed;  // (tokens,H)
-  Matrix rstd;                      // (tokens,1) F32
+  Matrix norm_stats;                // (tokens, norm_stats) F32
   Matrix logits;                    // (chunk,V) F32
   Matrix stats;                     // (ranks * chunk,3) F32
   Matrix lse;                       // (chunk,1) F32; of pairs (tokens,1)

@@ -51,7 +51,7 @@ Model::Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, F
   for (auto& offsets : offsets_) offsets = Staged<int32_t>(stream, options.max_tokens + 1);
   kv_offsets_ = Staged<int32_t>(stream, 2);
   row_keys_ = Staged<uint64_t>(stream, options.max_tokens);
-  make_rope_tables();
+  if (config.rope.kind != RopeConfig::Kind::None) make_rope_tables();
   for (int64_t l = 0; l < config.layers; ++l) {
     for (const char* name : {"attention", "mlp"}) {
       const std::string label = fmt::format("layer.{}.{}", l, name);
@@ -101,6 +101,8 @@ void Model::plan() {
   d.q_width = d.heads * config_.head_dim;
   d.kv_width = d.kv_heads * config_.head_dim;
   d.features = weights_.features.size();
+  d.norm_stats = norm_stats_columns(config_);
+  d.gated_mlp = config_.gated_mlp;
   d.qk_norm = config_.qk_norm;
   d.post_norms = config_.post_norms;
   d.backward = gradients_ != nullptr;
@@ -254,7 +256,7 @@ std::vector<LayerPart> Model::stage_parts(const MicroBatch& batch, bool training
   return parts;
 }
 
-void Model::embed(const int32_t* ids, int64_t tokens) {
+void Model::embed(const int32_t* ids, const int32_t* positions, int64_t tokens) {
   const ProfileSpan span("layer", "embedding");
   const Matrix x = activations_.residual[0].row_range(0, tokens);
   // transformers rounds the factor to the type that the model runs in.
@@ -263,6 +265,10 @@ void Model::embed(const int32_t* ids, int64_t tokens) {
                           : config_.embedding_scale;
   frozen_rows(stream_, x, ids, weights_.embedding, weights_.vocabulary.begin, scale);
   leave_region(tensor_, stream_, x, "embedding");
+  if (!weights_.positions.matrix) return;
+  const Matrix learned = activations_.scratch.norm.row_range(0, tokens);
+  frozen_rows(stream_, learned, positions, weights_.positions, 0, 1);
+  add(stream_, x, x, learned);
 }
 
 LayerStack Model::stack() const {
@@ -302,7 +308,7 @@ void Model::forward_backward_staged() {
   if (options_.preference_beta > 0) {
     forward_reference(staged_.ids, staged_.tokens, staged_.parts);
   }
-  embed(staged_.ids, staged_.tokens);
+  embed(staged_.ids, staged_.parts.front().context.positions, staged_.tokens);
   forward_layers(stack(), staged_.parts, nullptr);
   loss_.forward_backward(activations_.residual.back().row_range(0, staged_.tokens),
                          activations_.dx.row_range(0, staged_.tokens));
@@ -316,7 +322,7 @@ LossTotals Model::evaluate(const MicroBatch& batch) {
   loss_.stage(batch.labels, batch.offsets);
   const int32_t* ids = ids_.put(batch.ids);
   if (options_.preference_beta > 0) forward_reference(ids, tokens, parts);
-  embed(ids, tokens);
+  embed(ids, parts.front().context.positions, tokens);
   forward_layers(stack(), parts, nullptr);
   clear_loss();
   loss_.forward_backward(activations_.residual.back().row_range(0, tokens), {});
@@ -356,7 +362,7 @@ void Model::decode(DecodeState& state, std::span<const int32_t> tokens, std::spa
     const Sequences sequences{offsets, kv_offsets, offsets_[0].put(offsets),
                               kv_offsets_.put(kv_offsets)};
     LayerPart whole = part(0, n, sequences, positions_.put(positions), {});
-    embed(ids_.put(piece), n);
+    embed(ids_.put(piece), whole.context.positions, n);
     forward_layers(stack(), {&whole, 1}, &state.caches);
     state.position += n;
     if (!tokens.empty()) continue;

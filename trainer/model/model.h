@@ -94,8 +94,9 @@ class Model {
   LayerPart part(int64_t first_row, int64_t tokens, const Sequences& sequences,
                  const int32_t* positions, const DropoutState& dropout) const;
   std::vector<LayerPart> stage_parts(const MicroBatch& batch, bool training);
-  void embed(const int32_t* ids, int64_t tokens);
   void forward_reference(const int32_t* ids, int64_t tokens, std::span<const LayerPart> parts);
+  // Both of the whole micro-batch, on the device.
+  void embed(const int32_t* ids, const int32_t* positions, int64_t tokens);
   MicroBatch largest_micro_batch() const;
   int64_t full_sequences() const;
   LayerStack stack() const;

@@ -37,34 +37,56 @@ bool BlockWeights::trained() const {
 
 ModelWeights arrange_weights(const ModelConfig& config, int tp_rank, int tp_size,
                              const TensorSource& source) {
-  std::map<std::string, ConstMatrix> tensors;
+  std::map<std::string, std::vector<ConstMatrix>> tensors;
   for (const TensorSpec& spec : model_tensors(config)) {
-    tensors[spec.name] =
-        source(spec, tensor_part(config, spec.split, spec.rows, spec.cols, tp_rank, tp_size));
+    std::vector<ConstMatrix>& pieces = tensors[spec.name];
+    const auto parts = tensor_parts(config, spec, tp_rank, tp_size);
+    if (parts.size() == 1 || tp_size > 1) {
+      for (const TensorPart& part : parts) pieces.push_back(source(spec, part));
+      continue;
+    }
+    // All of it: where it lies, without a copy.
+    const ConstMatrix whole = source(spec, {0, spec.rows, 0, spec.cols});
+    for (const TensorPart& p : parts) {
+      pieces.push_back(
+          whole.block(p.row_begin, p.row_end - p.row_begin, p.col_begin, p.col_end - p.col_begin));
+    }
   }
-  const auto get = [&](const std::string& name) {
+  const auto get = [&](const std::string& name, size_t piece = 0) {
     const auto found = tensors.find(name);
-    return found == tensors.end() ? ConstMatrix{} : found->second;
+    return found == tensors.end() ? ConstMatrix{} : found->second.at(piece);
+  };
+  const auto outer = [&](const char* name, const char* tensor) {
+    return get(outer_name(config, name) + tensor);
   };
   ModelWeights w;
-  w.embedding = {get("model.embed_tokens.weight")};
+  w.embedding = {outer(config.names.embedding, ".weight")};
+  if (config.names.positions) w.positions = {outer(config.names.positions, ".weight")};
   w.head = config.tied_embeddings ? w.embedding : FrozenWeight{get("lm_head.weight")};
   w.vocabulary = split_features(config.vocab_size, tp_rank, tp_size);
-  w.final_norm = get("model.norm.weight");
+  w.final_norm = {outer(config.names.final_norm, ".weight"),
+                  outer(config.names.final_norm, ".bias")};
   w.heads = split_heads(config.heads, config.kv_heads, tp_rank, tp_size);
   w.features = split_features(config.intermediate_size, tp_rank, tp_size);
   for (int64_t l = 0; l < config.layers; ++l) {
     BlockWeights& b = w.blocks.emplace_back();
     b.window = config.layer_window[size_t(l)];
+    b.attention_scale = config.attention_scale / float(config.attention_scale_by_layer ? l + 1 : 1);
     for (const LayerModule& m : layer_modules(config, l)) {
-      const std::string name = layer_prefix(l) + m.name;
+      const std::string name = layer_prefix(config, l) + m.name;
       if (m.kind == LayerModule::Kind::Norm) {
-        b.norms[m.role] = get(name + ".weight");
+        b.norms[m.role] = {get(name + ".weight"), get(name + ".bias")};
         continue;
       }
       LinearGroup& group = b.groups[m.group];
-      const ConstMatrix bias = get(name + ".bias");
-      group.linears.push_back({name, {get(name + ".weight")}, bias, nullptr, bias});
+      for (size_t piece = 0; piece < tensors.at(name + ".weight").size(); ++piece) {
+        const ConstMatrix bias = get(name + ".bias", m.bias ? piece : 0);
+        group.linears.push_back({.name = name,
+                                 .weight = {get(name + ".weight", piece), m.transposed},
+                                 .bias = bias,
+                                 .piece = piece,
+                                 .base_bias = bias});
+      }
       group.row_parallel = is_row_parallel(m.split);
     }
   }
@@ -90,11 +112,14 @@ void attach_factors(ModelWeights& weights, const Factors* factors) {
       for (Linear& linear : group.linears) {
         linear.lora = factors ? factors->find(linear.name) : nullptr;
         linear.dora = {};
-        if (linear.lora) group.lora_rank += linear.lora->lora_rank;
         linear.trained_bias =
             factors && linear.base_bias ? factors->find_trained(linear.name + ".bias") : nullptr;
-        linear.bias = linear.trained_bias ? local_block(*linear.trained_bias, factors->values())
-                                          : linear.base_bias;
+        linear.bias = linear.trained_bias
+                          ? local_block(*linear.trained_bias, factors->values(), linear.piece)
+                          : linear.base_bias;
+        if (!linear.lora) continue;
+        if (linear.piece == 0) group.lora_rank += linear.lora->lora_rank;
+        linear.u_column = group.lora_rank - linear.lora->lora_rank;
       }
     }
   }

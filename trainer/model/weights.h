@@ -9,6 +9,7 @@
 #include "checkpoint/base_model.h"
 #include "trainer/model/factors.h"
 #include "trainer/model/frozen_weight.h"
+#include "trainer/model/norm.h"
 
 namespace lorashard {
 
@@ -21,12 +22,16 @@ struct DoraVectors {
 };
 
 // One frozen linear module, this rank's part: W(N,K), bias(1,N) or empty, and its factors or null.
+// A fused module (GPT-2's c_attn) is one Linear for each of its pieces q, k and v: they share its
+// A, and each has its own rows of B.
 struct Linear {
   std::string name;  // as in the base
   FrozenWeight weight;
   ConstMatrix bias;  // the base's, or the trained one
+  size_t piece = 0;
   const LoraModule* lora = nullptr;
-  ConstMatrix base_bias;
+  int64_t u_column = 0;  // where the module's columns of its group's u begin
+  ConstMatrix base_bias = {};
   const AdapterTensor* trained_bias = nullptr;  // null: the base's
   DoraVectors dora = {};
 };
@@ -42,16 +47,18 @@ struct LinearGroup {
 };
 
 struct BlockWeights {
-  PerNorm<ConstMatrix> norms;  // gains (1,H), of query and key (1,D); empty where a family has none
+  PerNorm<NormWeights> norms;  // (1,H), of query and key (1,D); empty where a family has none
   PerGroup<LinearGroup> groups;
-  int64_t window = 0;  // 0: attention over the whole sequence
+  int64_t window = 0;         // 0: attention over the whole sequence
+  float attention_scale = 1;  // multiplies q k^T
   bool trained() const;
 };
 
 struct ModelWeights {
   FrozenWeight embedding, head;  // (V of this rank, H); the same pages when tied
   Range vocabulary;              // rows of the two that this rank holds
-  ConstMatrix final_norm;
+  FrozenWeight positions;        // (positions, H), or empty: learned positions
+  NormWeights final_norm;
   std::vector<BlockWeights> blocks;
   // Query heads and key/value heads of this rank, feed-forward width of this rank.
   HeadSplit heads;
@@ -59,9 +66,9 @@ struct ModelWeights {
   std::vector<std::shared_ptr<const void>> owners;
 };
 
-// The part of a tensor that this rank holds, on the stream's device.
+// A part of a tensor, on the stream's device.
 using TensorSource = std::function<ConstMatrix(const TensorSpec&, const TensorPart&)>;
-// Rank tp_rank's part of tp_size, each tensor of the model asked of `source` once. No factors yet.
+// Rank tp_rank's part of tp_size, each part of a tensor asked of `source` once. No factors yet.
 ModelWeights arrange_weights(const ModelConfig& config, int tp_rank, int tp_size,
                              const TensorSource& source);
 

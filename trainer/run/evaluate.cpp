@@ -65,6 +65,7 @@ int evaluate(const Config& config, const std::string& adapter_dir, const Ranks& 
   run_agreed(session.world, [&] {
     check_tensor_groups(config, ranks.world.size());
     session.open_base(run.model().path(), run.parallel().tensor(), config.where("parallel.tensor"));
+    session.check_positions(run.data().seq_len(), config.where("data.seq_len"), "data.seq_len");
     data = Dataset::open(run.data().eval(), dataset_options(run, *session.base));
     if (!adapter_dir.empty()) adapter = read_adapter(adapter_dir, session.base->config());
   });

@@ -149,6 +149,10 @@ int generate(const GenerateOptions& options, const Ranks& ranks) {
     tokenizer = Tokenizer::from_directory(base.path());
     prompt = tokenizer->encode(options.prompt);
     if (prompt.empty()) fail_input("--prompt", "gives no token; at least one is needed");
+    // The last token that is drawn is not fed back.
+    session.check_positions(int64_t(prompt.size()) + options.max_new_tokens - 1, "--max-new-tokens",
+                            fmt::format("a prompt of {} tokens and {} new ones", prompt.size(),
+                                        options.max_new_tokens));
     eos_ids = stop_ids(base, *tokenizer);
     for (const std::string& dir : options.adapters) {
       adapters.emplace_back();

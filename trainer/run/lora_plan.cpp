@@ -49,6 +49,12 @@ LoraPlan plan_lora(const Config& config, const BaseModel& base, const std::strin
   c.dropout = lora.dropout();
   c.target_modules.assign(lora.target_modules().begin(), lora.target_modules().end());
   c.target_regex = is_module_regex(lora.target_modules());
+  // What load_config() fills in, before the base is known.
+  if (lora.init_from().empty() && !config.locations.contains("lora.target_modules") &&
+      c.target_modules == std::vector<std::string>{"q_proj", "v_proj"}) {
+    c.target_modules = default_targets(base.config());
+    plan.default_targets = c.target_modules;
+  }
   c.exclude_modules.assign(lora.exclude_modules().begin(), lora.exclude_modules().end());
   c.use_rslora = lora.use_rslora();
   c.use_dora = lora.use_dora();
@@ -116,6 +122,8 @@ LoraPlan plan_lora(const Config& config, const BaseModel& base, const std::strin
     c.dropout = dropout;
     plan.modules = std::move(adapted);
   }
+  c.fan_in_fan_out = plan.modules.front().transposed;
+  check_trainable(c, plan.modules, model_tensors(base.config()), config.where("lora"));
   name_targets(c, all, plan.modules);
   if (c.bias != "none" && trained_tensors(model_tensors(base.config()), c, plan.modules).empty())
     plan.notes.push_back("lora.bias " + c.bias +
@@ -136,6 +144,8 @@ RunConfig resolved_config(const RunConfig& run, const LoraPlan& plan) {
   RunConfig::Lora::Bias bias = RunConfig::Lora::none;
   RunConfig::Lora::Bias_Parse(plan.config.bias, &bias);
   lora.set_bias(bias);
+  if (!plan.default_targets.empty())
+    lora.mutable_target_modules()->Assign(plan.default_targets.begin(), plan.default_targets.end());
   lora.clear_rank_pattern();
   lora.clear_alpha_pattern();
   for (const auto& [key, rank] : plan.config.rank_pattern) {

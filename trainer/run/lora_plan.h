@@ -15,7 +15,8 @@ namespace lorashard {
 struct LoraPlan {
   AdapterConfig config;
   std::vector<LinearModule> modules;
-  std::optional<Adapter> start;    // factors of lora.init_from
+  std::optional<Adapter> start;              // factors of lora.init_from
+  std::vector<std::string> default_targets;  // where the config leaves target_modules out
   std::vector<std::string> notes;  // settings without effect, what is unknown of init_from
 };
 

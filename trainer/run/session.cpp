@@ -46,6 +46,15 @@ void Session::open_base(const std::string& path, int64_t tp_size, const std::str
   }
 }
 
+void Session::check_positions(int64_t positions, const std::string& where,
+                              const std::string& setting) const {
+  const ModelConfig& c = base->config();
+  if (!c.names.positions || positions <= c.max_position_embeddings) return;
+  fail_input(where, fmt::format("{} asks for {} positions, and the model has learned {} "
+                                "(n_positions); use at most that",
+                                setting, positions, c.max_position_embeddings));
+}
+
 LoadedModel::LoadedModel(Session& session, Factors* factors, float* gradients,
                          const ModelOptions& options)
     : weights(load_weights(session.stream, *session.base, session.mesh.tp_rank,

@@ -38,6 +38,10 @@ struct Session {
   // Opens the base, for tp_size ranks that share each layer. To be called within run_agreed.
   // Errors (status 2): as BaseModel::open; at `tp_where`, more ranks than the base has query heads.
   void open_base(const std::string& path, int64_t tp_size, const std::string& tp_where);
+  // That a base whose positions are learned has enough of them. To be called within run_agreed.
+  // Error (status 2): at `where`, naming `setting`, which asks for `positions`.
+  void check_positions(int64_t positions, const std::string& where,
+                       const std::string& setting) const;
   // Fills base_digest, on which the ranks must agree (BaseModel::digest). Collective.
   void digest_base() { base_digest = base->digest(ranks.world); }
   // Fills mesh. REQUIRES: tp_size divides the ranks. Collective.

@@ -146,6 +146,7 @@ void Trainer::open_inputs() {
     if (first_) check_run_folder(config_, options_.resume);
     session_.open_base(run_.model().path(), run_.parallel().tensor(),
                        config_.where("parallel.tensor"));
+    session_.check_positions(run_.data().seq_len(), config_.where("data.seq_len"), "data.seq_len");
     const DatasetOptions data = dataset_options(run_, *session_.base);
     train_data_ = Dataset::open(run_.data().train(), data);
     if (!run_.data().eval().empty()) {

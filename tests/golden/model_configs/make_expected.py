@@ -8,6 +8,7 @@ import tempfile
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 here = pathlib.Path(__file__).parent
 expected = {}
@@ -23,7 +24,7 @@ for path in sorted(here.glob("*.json")):
     expected[path.stem] = {
         "tensors": len(parameters),
         "weights": sum(p.numel() for p in parameters.values()),
-        "linear": sum(isinstance(m, torch.nn.Linear) for m in model.model.modules()),
+        "linear": sum(isinstance(m, (torch.nn.Linear, Conv1D)) for m in model.base_model.modules()),
         "modules": len(dict(model.named_modules())) - 1,  # without the model itself
     }
 (here / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
