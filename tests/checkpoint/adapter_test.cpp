@@ -78,7 +78,7 @@ TEST(Adapter, ReadsAnAdapterOfPeft) {
 
 TEST(Adapter, ReadsEveryReferenceAdapter) {
   for (const char* model : {"llama2", "llama31", "llama31_new_config", "mistral", "qwen2", "qwen3",
-                            "llama_tied_bias"}) {
+                            "llama_tied_bias", "gemma3", "qwen3_window"}) {
     SCOPED_TRACE(model);
     const fs::path config = golden("peft") / model / "model" / "config.json";
     const auto modules = linear_modules(parse_model_config(slurp(config), config.string()));

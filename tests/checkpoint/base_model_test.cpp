@@ -98,7 +98,7 @@ class BaseModelTest : public ::testing::Test {
 };
 
 TEST_F(BaseModelTest, SlicesEveryFamilyAtEveryDegree) {
-  for (const char* type : {"llama", "mistral", "qwen2", "qwen3"})
+  for (const char* type : {"llama", "mistral", "qwen2", "qwen3", "gemma3_text"})
     for (const DType dtype : {DType::BF16, DType::F16, DType::F32}) {
       TinyModelOptions o;
       o.model_type = type;

@@ -198,6 +198,7 @@ INSTANTIATE_TEST_SUITE_P(
         Scene{.name = "qwen3", .tensor = 2, .recompute = Recompute::Mlp},
         Scene{.name = "qwen3", .tensor = 2, .recompute = Recompute::Full},
         Scene{.name = "qwen3", .data = 2, .type = DType::BF16}, Scene{.name = "qwen2", .tensor = 4},
+        Scene{.name = "gemma3", .tensor = 2, .recompute = Recompute::Mlp},
         Scene{.name = "mistral", .tensor = 2},
         Scene{.name = "llama2",
               .tensor = 2,
