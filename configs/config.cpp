@@ -102,6 +102,11 @@ void check_objective(Checker& c, const RunConfig& run) {
     c.problem("train.objective",
               "is DPO with train.method FULL, which this version does not support: the reference "
               "is the base, and that needs train.method LORA");
+  if (dpo && run.lora().bias() != RunConfig::Lora::none)
+    c.problem("lora.bias",
+              "is " + RunConfig::Lora::Bias_Name(run.lora().bias()) +
+                  " with train.objective DPO, which this version does not support: trained biases "
+                  "would be the reference's too; expected none");
   c.real("dpo.beta", run.dpo().beta(), run.dpo().beta() > 0, "a finite number above 0");
   if (!dpo && run.dpo().beta() != RunConfig::Dpo().beta())
     c.problem("dpo.beta",

@@ -72,8 +72,8 @@ void DoraNorms::form_norms() {
     const Matrix gram = gram_.block(0, m.lora_rank, 0, m.lora_rank);
     frozen_forward(stream_, products, a, p.linear->weight);
     matmul_nt(stream_, gram, a, a);
-    dora_squares(stream_, p.squares, p.base, products, Factors::local_b(m, factors_.values()), gram,
-                 m.scaling);
+    dora_squares(stream_, p.squares, p.base, products, Factors::local_b(m, factors_.values(), 0),
+                 gram, m.scaling);
   }
 }
 

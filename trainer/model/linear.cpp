@@ -118,7 +118,7 @@ void dora_forward(const LinearContext& c, const Linear& l, Matrix y, ConstMatrix
   frozen_forward(c.stream, y, x, l.weight, bias);
   frozen_forward(c.stream, z, dora_input(c, m, x), l.weight);
   scale_columns(c.stream, y, z, l.dora.excess, true);
-  matmul_nt(c.stream, z, u, Factors::local_b(m, c.values), m.scaling, 0);
+  matmul_nt(c.stream, z, u, Factors::local_b(m, c.values, l.piece), m.scaling, 0);
   scale_columns(c.stream, y, z, l.dora.scale, true);
 }
 

@@ -288,7 +288,7 @@ void Model::forward_reference(const int32_t* ids, int64_t tokens,
     p.context.linear.values = nullptr;
     p.context.linear.dropout = {};
   }
-  embed(ids, tokens);
+  embed(ids, parts.front().context.positions, tokens);
   forward_layers(stack(), base, nullptr);
   loss_.reference(activations_.residual.back().row_range(0, tokens));
 }
