@@ -31,14 +31,14 @@ RunResult run_golden(const std::string& name, const fs::path& out, int tensor, i
                      bool accept_changes) {
   const fs::path dir = golden("peft/" + name);
   settings.insert(settings.begin(),
-                  {"model.path=" + (dir / "model").string(), "output.dir=" + out.string(),
-                   "parallel.tensor=" + std::to_string(tensor)});
+                  {"output.dir=" + out.string(), "parallel.tensor=" + std::to_string(tensor)});
   const auto override_path = [&](const std::string& setting, const fs::path& path) {
     for (const std::string& s : settings) {
       if (s.starts_with(setting + "=")) return;
     }
     settings.push_back(setting + "=" + path.string());
   };
+  override_path("model.path", dir / "model");
   override_path("data.train", dir / "data.jsonl");
   override_path("data.eval", dir / "eval.jsonl");
   override_path("lora.init_from", dir / "adapter");
