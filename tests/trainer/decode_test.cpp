@@ -25,7 +25,7 @@ struct Decoder {
         factors(factors_of(stream, base->config(), adapter, mesh)),
         weights(load_weights(stream, *base, mesh.tp_rank, mesh.tp_size, nullptr)),
         model(stream, base->config(), weights, nullptr, nullptr, *mesh.tensor,
-              {.max_tokens = 7, .max_positions = 64}) {}
+              {.max_tokens = 7, .max_positions = 40}) {}
 
   // Logits after each of the tokens, fed in pieces of `piece`.
   std::vector<float> last_logits(const std::vector<int32_t>& ids, size_t piece) {
@@ -96,10 +96,10 @@ INSTANTIATE_TEST_SUITE_P(Cases, Logits,
                          testing::Values("llama2", "llama31", "llama31_new_config",
                                          "llama_tied_bias", "mistral", "qwen2", "qwen3",
                                          "mistral_window", "qwen3_window", "gemma3",
-                                         "gemma3_new_config"));
+                                         "gemma3_new_config", "gpt2", "gpt2_c_attn", "qwen3_bias"));
 
 TEST(Generate, GreedyContinuationsEqualThoseOfTransformersWithAdaptersSwapped) {
-  for (const char* name : {"llama2", "qwen3", "mistral_window", "gemma3"}) {
+  for (const char* name : {"llama2", "qwen3", "mistral_window", "gemma3", "gpt2"}) {
     const auto expected = read_json(golden(std::string("peft/") + name) / "expected.json");
     run_thread_ranks(2, [&](Communicator& world) {
       Decoder decoder(name, world);

@@ -60,7 +60,7 @@ RunResult run_config(const fs::path& file, const fs::path& out, int tensor, int 
   RunResult result;
   result.metrics = read_json_lines(out / "metrics.jsonl");
   if (stop_after == 0) {
-    const auto base = BaseModel::open(model.string());
+    const auto base = BaseModel::open(model);
     result.adapter = read_adapter(out / "adapter", base->config());
   }
   return result;

@@ -8,12 +8,8 @@ namespace {
 
 // The rope tables, and per token ids, positions, offsets, labels, rows and dropout's keys.
 double workspace_bytes(const TrainingJob& job) {
-<<<<<<< ours
   const bool rope = job.model.rope.kind != RopeConfig::Kind::None;
   const double table = rope ? double(job.sequence) * double(job.model.head_dim) * 4 : 0;
-=======
-  const double table = double(job.sequence) * double(job.model.head_dim) * 4;
->>>>>>> theirs
   return (job.model.window_rope ? 2 : 1) * table +
          double(job.micro_batch * job.sequence) * (5 * 4 + 8);
 }
