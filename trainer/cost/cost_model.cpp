@@ -9,7 +9,8 @@ namespace {
 // The rope tables, and per token ids, positions, offsets, labels, rows and dropout's keys.
 double workspace_bytes(const TrainingJob& job) {
   const double table = double(job.sequence) * double(job.model.head_dim) * 4;
-  return (job.model.window_rope ? 2 : 1) * table + double(job.micro_batch * job.sequence) * (5 * 4 + 8);
+  return (job.model.window_rope ? 2 : 1) * table +
+         double(job.micro_batch * job.sequence) * (5 * 4 + 8);
 }
 
 // Bytes that Auto may fill with activations. Where nothing is left, the least that can run is
