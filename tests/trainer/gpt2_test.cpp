@@ -8,6 +8,7 @@
 #include "checkpoint/export.h"
 #include "configs/error.h"
 #include "parallel/threads.h"
+#include "tests/support/expect_error.h"
 #include "tests/support/temp_dir.h"
 #include "tests/trainer/golden_run.h"
 
@@ -132,6 +133,30 @@ TEST(Gpt2, RefusesSequencesBeyondItsPositions) {
     EXPECT_NE(std::string(e.what()).find("data.seq_len"), std::string::npos) << e.what();
     EXPECT_NE(std::string(e.what()).find("n_positions"), std::string::npos) << e.what();
   }
+}
+
+// A trained bias of c_attn has three blocks on a rank, as its B has.
+TEST(Gpt2, TrainsBiasesOfAdaptedModulesAtEveryLayout) {
+  const TempDir dir;
+  const std::vector<std::string> settings = {"lora.init_from=", "lora.target_modules=all-linear",
+                                             "lora.bias=lora_only"};
+  const RunResult one = run_golden("gpt2", dir / "one", 1, 1, settings);
+  ASSERT_EQ(one.adapter.trained.size(), 8u);
+  for (const int tensor : {2, 3}) {
+    const RunResult run = run_golden("gpt2", dir / std::to_string(tensor), tensor, 1, settings);
+    EXPECT_LT(metric_distance(run.metrics, one.metrics, "loss"), 1e-5) << tensor;
+    EXPECT_LT(metric_distance(run.metrics, one.metrics, "grad_norm"), 1e-5) << tensor;
+  }
+}
+
+TEST(Gpt2, RefusesDoraAndBiasesOfNorms) {
+  const TempDir dir;
+  expect_error(kExitInput, {"use_dora", "transposed"}, [&] {
+    run_golden("gpt2", dir / "dora", 1, 1, {"lora.init_from=", "lora.use_dora=true"});
+  });
+  expect_error(kExitInput, {"bias", "ln_1.bias", "lora_only"}, [&] {
+    run_golden("gpt2", dir / "bias", 1, 1, {"lora.init_from=", "lora.bias=all"});
+  });
 }
 
 }  // namespace

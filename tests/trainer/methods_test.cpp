@@ -123,5 +123,18 @@ TEST(Methods, ContradictoryFieldsAreRefusedByName) {
   EXPECT_PRED2(names, refusal({"optimizer.loraplus_lr_ratio=0"}), "a finite number above 0");
 }
 
+// All ranks hold the one key/value head: its magnitudes count once.
+TEST(Methods, DoraOfOneKeyValueHeadBeginsAlikeAtEveryLayout) {
+  const TempDir dir;
+  const std::vector<std::string> settings = {"lora.init_from=", "lora.use_dora=true",
+                                             "lora.target_modules=all-linear", "train.steps=2"};
+  const RunResult one = run_golden("gemma3", dir / "one", 1, 1, settings);
+  for (const int tensor : {2, 3}) {
+    const RunResult run = run_golden("gemma3", dir / std::to_string(tensor), tensor, 1, settings);
+    EXPECT_LT(metric_distance(run.metrics, one.metrics, "loss"), 1e-5) << tensor;
+    EXPECT_LT(adapter_distance(run.adapter, one.adapter), 4e-4) << tensor;
+  }
+}
+
 }  // namespace
 }  // namespace lorashard::test
