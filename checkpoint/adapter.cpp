@@ -7,6 +7,7 @@
 #include <optional>
 #include <set>
 
+#include "checkpoint/base_model.h"
 #include "checkpoint/pattern.h"
 #include "checkpoint/peft_config.h"
 #include "checkpoint/safetensors.h"
@@ -19,6 +20,8 @@ namespace {
 constexpr const char* kConfigFile = "adapter_config.json";
 constexpr const char* kWeightsFile = "adapter_model.safetensors";
 constexpr const char* kPrefix = "base_model.model.";  // PEFT's wrapping of the model
+constexpr const char* kTokenRows = ".token_adapter.trainable_tokens_delta";
+constexpr const char* kBaseCopy = ".base_layer.weight";
 constexpr const char* kDigestKey = "lorashard_base_digest";
 
 // The first pattern that matches decides.
@@ -56,14 +59,26 @@ std::vector<std::string> endings_of(const AdapterTensorSpec& spec) {
   return {name, name.substr(0, name.size() - weight.size()) + ".default" + weight};
 }
 
+// Files have B^T and A^T of an embedding under these names (LinearModule).
+std::string embedding_factor(AdapterTensorKind kind) {
+  return kind == AdapterTensorKind::LoraA ? "lora_embedding_B" : "lora_embedding_A";
+}
+
 // Module "model.layers.0.self_attn.q_proj" and LoraA of "PREFIX" + module + ".lora_A.weight".
 struct FactorName {
   std::string prefix, module;
   AdapterTensorKind kind;
+  bool embedding = false;
 };
 std::optional<FactorName> parse_factor_name(const std::string& tensor) {
-  for (const AdapterTensorSpec& spec : kAdapterTensors)
-    for (const std::string& suffix : endings_of(spec)) {
+  for (const AdapterTensorSpec& spec : kAdapterTensors) {
+    std::vector<std::string> endings = endings_of(spec);
+    const size_t linear = endings.size();
+    if (spec.kind != AdapterTensorKind::Magnitude)
+      for (const char* end : {"", ".default"})
+        endings.push_back("." + embedding_factor(spec.kind) + end);
+    for (size_t e = 0; e < endings.size(); ++e) {
+      const std::string& suffix = endings[e];
       if (!tensor.ends_with(suffix)) continue;
       const std::string body = tensor.substr(0, tensor.size() - suffix.size());
       // What stands before the model's own names; without one of them, PEFT's prefix alone is
@@ -75,8 +90,9 @@ std::optional<FactorName> parse_factor_name(const std::string& tensor) {
           break;
         }
       if (begin == 0 && body.starts_with(kPrefix)) begin = std::strlen(kPrefix);
-      return FactorName{body.substr(0, begin), body.substr(begin), spec.kind};
+      return FactorName{body.substr(0, begin), body.substr(begin), spec.kind, e >= linear};
     }
+  }
   return std::nullopt;
 }
 
@@ -100,8 +116,17 @@ std::optional<FactorName> parse_factor_name(const std::string& tensor) {
                              : ""));
 }
 
-std::string factor_name(const std::string& module, const AdapterTensorSpec& spec) {
-  return kPrefix + module + "." + spec.name;
+std::string factor_name(const std::string& module, const AdapterTensorSpec& spec,
+                        bool embedding = false) {
+  return kPrefix + module + "." + (embedding ? embedding_factor(spec.kind) : spec.name);
+}
+
+// The transposed matrix.
+std::vector<float> transposed(const std::vector<float>& x, int64_t rows, int64_t cols) {
+  std::vector<float> y(x.size());
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < cols; ++j) y[size_t(j * rows + i)] = x[size_t(i * cols + j)];
+  return y;
 }
 
 std::vector<int64_t> shape_of(const AdapterModule& m, const AdapterTensorSpec& t) {
@@ -118,13 +143,19 @@ std::vector<AdapterTensorView<Floats>> list_tensors(Values& adapter) {
       std::string name = m.name + "." + t.name;
       if (const std::string end = ".weight"; name.ends_with(end))
         name.resize(name.size() - end.size());
-      list.push_back({factor_name(m.name, t), name, shape_of(m, t), &(m.*t.values)});
+      list.push_back(
+          {factor_name(m.name, t, m.embedding), name, shape_of(m, t), &(m.*t.values), m.embedding});
     }
   for (auto& t : adapter.trained)
     list.push_back({kPrefix + t.file_name, t.base.name,
                     t.base.vector ? std::vector{t.size()} : std::vector{t.base.rows, t.base.cols},
                     &t.values});
   return list;
+}
+
+// What PEFT saves of embedding and head where they have factors: the base's own weights.
+bool is_base_copy(const std::string& tensor) {
+  return tensor.starts_with(kPrefix) && tensor.ends_with(kBaseCopy);
 }
 
 // The file's tensors: factors by kind, then by module; those of the base by their names behind
@@ -134,13 +165,19 @@ struct FileTensors {
   std::array<TensorsByName, std::size(kAdapterTensors)> factors;
   TensorsByName trained;
 };
-FileTensors collect_tensors(const SafetensorsFile& file, const std::string& path) {
+FileTensors collect_tensors(const SafetensorsFile& file, const std::string& path,
+                            const AdapterConfig& config) {
   FileTensors tensors;
   for (const TensorInfo& t : file.tensors()) {
     const auto name = parse_factor_name(t.name);
-    if (!name && t.name.starts_with(kPrefix) && t.name.ends_with(".bias")) {
-      tensors.trained.emplace(t.name.substr(std::strlen(kPrefix)), &t);
-      continue;
+    if (!name && t.name.starts_with(kPrefix)) {
+      const std::string own = t.name.substr(std::strlen(kPrefix));
+      if (is_base_copy(t.name)) continue;  // check_base_copies()
+      if (own.ends_with(".bias") || (own.ends_with(".weight") && !config.modules_to_save.empty()) ||
+          (own.ends_with(kTokenRows) && !config.trainable_token_indices.empty())) {
+        tensors.trained.emplace(own, &t);
+        continue;
+      }
     }
     if (!name)
       fail_input(path + ": " + t.name,
@@ -176,13 +213,20 @@ std::vector<float> read_values(const SafetensorsFile& file, const std::string& p
   return values;
 }
 
-// The biases that a file holds, as tensors of a base: stands in for the base where there is none.
-std::vector<TensorSpec> bias_tensors(const TensorsByName& trained) {
+// What a file holds beside factors, as tensors of a base: stands in for the base where there is
+// none.
+std::vector<TensorSpec> base_tensors(const TensorsByName& trained) {
   std::vector<TensorSpec> tensors;
   for (const auto& [name, info] : trained) {
     std::string base = name;
     if (const size_t at = base.rfind(".base_layer.bias"); at != std::string::npos)
       base.replace(at, std::string::npos, ".bias");
+    if (info->shape.size() == 2) {
+      if (base.ends_with(kTokenRows)) base.resize(base.size() - std::strlen(kTokenRows));
+      if (!base.ends_with(".weight")) base += ".weight";
+      tensors.push_back({base, info->shape[0], info->shape[1], false, Split::VocabRows});
+      continue;
+    }
     const int64_t n = info->shape.size() == 1 ? info->shape[0] : 0;
     tensors.push_back({base, 1, n, true, Split::None});
   }
@@ -276,7 +320,7 @@ double Adapter::scaling(const AdapterModule& m) const {
 }
 
 Adapter read_adapter(const fs::path& dir, const ModelConfig& model) {
-  return read_adapter(dir, linear_modules(model), model_tensors(model));
+  return read_adapter(dir, lora_modules(model), model_tensors(model));
 }
 
 Adapter read_adapter(const fs::path& dir, const std::vector<LinearModule>& modules,
@@ -287,7 +331,7 @@ Adapter read_adapter(const fs::path& dir, const std::vector<LinearModule>& modul
   adapter.config = parse_peft_config(read_peft_text(dir), config_path);
   const AdapterConfig& config = adapter.config;
   const SafetensorsFile file = open_weights(dir);
-  FileTensors tensors = collect_tensors(file, path);
+  FileTensors tensors = collect_tensors(file, path, config);
   if (const auto it = file.metadata().find(kDigestKey); it != file.metadata().end())
     adapter.config.base_digest = it->second;
 
@@ -298,38 +342,64 @@ Adapter read_adapter(const fs::path& dir, const std::vector<LinearModule>& modul
   const std::vector<LinearModule> adapted = match_targets(config, modules, config_path);
   check_trainable(config, adapted, base, config_path);
   for (const LinearModule& m : adapted) {
-    adapter.config.fan_in_fan_out = m.transposed;
+    adapter.config.fan_in_fan_out |= m.transposed;
+    if (config.use_dora && m.role != ModuleRole::Layer)
+      fail_input(config_path, "use_dora is true and target_modules adapts " + m.name +
+                                  ", where DoRA is not supported; the layers' modules can have it");
     AdapterModule module{.name = m.name,
                          .rank = ranks.of(m.name),
                          .in_features = m.in_features,
                          .out_features = m.out_features,
                          .alpha = alphas.of(m.name),
-                         .dora = config.use_dora};
+                         .dora = config.use_dora,
+                         .embedding = m.role == ModuleRole::Embedding};
     for (const AdapterTensorSpec& t : kAdapterTensors) {
       if (!has_tensor(module, t)) continue;
       TensorsByName& left = tensors.factors[size_t(t.kind)];
       const auto it = left.find(m.name);
-      if (it == left.end())
-        fail_input(path + ": " + factor_name(m.name, t),
+      if (it == left.end() || parse_factor_name(it->second->name)->embedding != module.embedding)
+        fail_input(path + ": " + factor_name(m.name, t, module.embedding),
                    t.kind == AdapterTensorKind::Magnitude
                        ? "is missing; use_dora in adapter_config.json asks for it"
                        : "is missing; target_modules in adapter_config.json asks for it");
-      module.*t.values = read_values(file, path, *it->second, shape_of(module, t));
+      std::vector<int64_t> shape = shape_of(module, t);
+      if (module.embedding) std::reverse(shape.begin(), shape.end());
+      module.*t.values = read_values(file, path, *it->second, shape);
+      if (module.embedding) module.*t.values = transposed(module.*t.values, shape[0], shape[1]);
       left.erase(it);
     }
     adapter.modules.push_back(std::move(module));
   }
+  if (!base.empty())
+    check_saved_modules(base, config, adapted, [&](const char*) { return config_path; });
   adapter.trained =
-      trained_tensors(base.empty() ? bias_tensors(tensors.trained) : base, config, adapted);
+      trained_tensors(base.empty() ? base_tensors(tensors.trained) : base, config, adapted);
   for (TrainedTensor& t : adapter.trained) {
     const auto it = tensors.trained.find(t.file_name);
     if (it == tensors.trained.end())
       fail_input(
           path + ": " + kPrefix + t.file_name,
-          "is missing; bias in adapter_config.json is \"" + config.bias + "\" and asks for it");
-    t.values = read_values(file, path, *it->second, {t.size()});
+          t.base.name.ends_with(".bias")
+              ? "is missing; bias in adapter_config.json is \"" + config.bias + "\" and asks for it"
+              : "is missing; " +
+                    std::string(t.rows.empty() ? "modules_to_save" : "trainable_token_indices") +
+                    " in adapter_config.json asks for it");
+    const std::vector<int64_t> shape =
+        t.base.vector ? std::vector{t.size()} : std::vector{t.base.rows, t.base.cols};
+    t.values = read_values(file, path, *it->second, shape);
     tensors.trained.erase(it);
+    const auto second = tensors.trained.find(t.second_name);
+    if (second == tensors.trained.end()) continue;
+    if (read_values(file, path, *second->second, shape) != t.values)
+      fail_input(path + ": " + second->second->name,
+                 "differs from " + t.file_name +
+                     "; ensure_weight_tying in adapter_config.json makes the two one");
+    tensors.trained.erase(second);
   }
+  if (!tensors.trained.empty() && !tensors.trained.begin()->first.ends_with(".bias"))
+    fail_input(path + ": " + tensors.trained.begin()->second->name,
+               "is no LoRA factor, and neither modules_to_save nor trainable_token_indices in "
+               "adapter_config.json asks for it in this base");
   if (!tensors.trained.empty())
     fail_input(path + ": " + tensors.trained.begin()->second->name,
                config.bias == "none"
@@ -382,20 +452,65 @@ std::map<std::string, std::string> write_adapter(const fs::path& dir, const Adap
 
   std::vector<SafetensorsWriter::Entry> entries;
   const auto tensors = tensors_of(adapter);
-  for (const auto& t : tensors) entries.push_back({t.file_name, DType::F32, t.shape});
+  for (const auto& t : tensors) {
+    entries.push_back({t.file_name, DType::F32, t.shape});
+    if (t.transposed) std::reverse(entries.back().shape.begin(), entries.back().shape.end());
+  }
+  for (const TrainedTensor& t : adapter.trained)
+    if (!t.second_name.empty())
+      entries.push_back({kPrefix + t.second_name, DType::F32, {t.base.rows, t.base.cols}});
   std::map<std::string, std::string> metadata = {{"format", "pt"}};
   if (!config.base_digest.empty()) metadata[kDigestKey] = config.base_digest;
   SafetensorsWriter weights(dir / kWeightsFile, entries, metadata);
-  for (const auto& t : tensors) weights.write(t.values->data(), t.values->size() * sizeof(float));
+  const auto write = [&](const std::vector<float>& values) {
+    weights.write(values.data(), values.size() * sizeof(float));
+  };
+  for (const auto& t : tensors)
+    write(t.transposed ? transposed(*t.values, t.shape[0], t.shape[1]) : *t.values);
+  for (const TrainedTensor& t : adapter.trained)
+    if (!t.second_name.empty()) write(t.values);
   weights.close();
   digests[kWeightsFile] = weights.sha256();
   return digests;
 }
 
-std::vector<LinearModule> modules_of_factors(const fs::path& dir) {
+void check_base_copies(const fs::path& dir, const BaseModel& base) {
   const std::string path = (dir / kWeightsFile).string();
   const SafetensorsFile file = open_weights(dir);
-  const FileTensors tensors = collect_tensors(file, path);
+  for (const TensorInfo& t : file.tensors()) {
+    if (!is_base_copy(t.name)) continue;
+    const size_t prefix = std::strlen(kPrefix);
+    const std::string module =
+        t.name.substr(prefix, t.name.size() - prefix - std::strlen(kBaseCopy));
+    const std::string name = stored_tensor(base.config(), module + ".weight");
+    const BaseModel::Tensor* ours = base.find(name);
+    if (!ours || ours->shape != t.shape)
+      fail_input(path + ": " + t.name, "is the weight of a base that has another shape or name");
+    if (t.dtype != DType::F32 && t.dtype != DType::BF16 && t.dtype != DType::F16)
+      fail_input(path + ": " + t.name, "is stored as " + std::string(name_of(t.dtype)) +
+                                           "; F32, BF16 or F16 is expected");
+    for (int64_t row = 0; row < ours->rows(); ++row) {
+      const WeightSlice slice = base.slice(name, {row, row + 1, 0, ours->cols()});
+      for (int64_t j = 0; j < ours->cols(); ++j) {
+        // The narrower of the two types decides what a copy keeps.
+        float kept = load_scalar(slice.matrix.data, slice.matrix.dtype, j), rounded = 0;
+        store_scalar(&rounded, t.dtype, 0, kept);
+        kept = load_scalar(&rounded, t.dtype, 0);
+        if (load_scalar(file.data(t), t.dtype, row * ours->cols() + j) != kept)
+          fail_input(path + ": " + t.name,
+                     "differs from the base's " + name +
+                         "; PEFT would load it in its place: give the base that the adapter was "
+                         "made for");
+      }
+    }
+  }
+}
+
+std::vector<LinearModule> modules_of_factors(const fs::path& dir) {
+  const std::string path = (dir / kWeightsFile).string();
+  const AdapterConfig config = parse_peft_config(read_peft_text(dir), (dir / kConfigFile).string());
+  const SafetensorsFile file = open_weights(dir);
+  const FileTensors tensors = collect_tensors(file, path, config);
   const TensorsByName &a = tensors.factors[size_t(AdapterTensorKind::LoraA)],
                       &b = tensors.factors[size_t(AdapterTensorKind::LoraB)];
   std::vector<LinearModule> modules;
@@ -408,6 +523,11 @@ std::vector<LinearModule> modules_of_factors(const fs::path& dir) {
     if (tensor->shape.size() != 2 || partner->second->shape.size() != 2)
       fail_input(path + ": " + tensor->name, "is no pair of matrices");
     modules.push_back({module, 0, partner->second->shape[0], tensor->shape[1], Split::None});
+    if (parse_factor_name(tensor->name)->embedding) {  // B^T and A^T
+      modules.back().role = ModuleRole::Embedding;
+      modules.back().out_features = partner->second->shape[1];
+      modules.back().in_features = tensor->shape[0];
+    }
   }
   return modules;
 }
@@ -445,7 +565,9 @@ std::vector<std::string> inspect_adapter(const fs::path& dir) {
           (c.use_rslora ? ", scaled by alpha / sqrt(rank)" : ", scaled by alpha / rank"),
       "target modules: " + targets,
       std::to_string(adapter.modules.size()) + " modules, " +
-          (c.bias == "none" ? "" : std::to_string(adapter.trained.size()) + " biases, ") +
+          (adapter.trained.empty()
+               ? ""
+               : std::to_string(adapter.trained.size()) + " trained tensors of the base, ") +
           std::to_string(weights) + " weights, all finite",
       "base model: " + (c.base_model.empty() ? "not named" : c.base_model),
       "base digest: " + (c.base_digest.empty() ? "none (made elsewhere)" : c.base_digest),

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <utility>
@@ -11,6 +12,8 @@
 #include "checkpoint/model_config.h"
 
 namespace lorashard {
+
+class BaseModel;
 
 // What adapter_config.json says, under PEFT's names.
 struct AdapterConfig {
@@ -25,6 +28,13 @@ struct AdapterConfig {
   // layer's number in a module's name; empty means the first number counts.
   std::vector<int64_t> layers_to_transform;
   std::vector<std::string> layers_pattern;
+  // Names' ends of modules that are trained themselves, beside the factors.
+  std::vector<std::string> modules_to_save;
+  // Rows of embedding or head that are trained themselves: the end of a module's name to token ids.
+  // "" stands for the embedding, where PEFT has a plain list.
+  std::vector<std::pair<std::string, std::vector<int64_t>>> trainable_token_indices;
+  // Of a tied model: what is trained of embedding or head in modules_to_save is of both.
+  bool ensure_weight_tying = false;
   bool use_rslora = false;  // scale alpha / sqrt(r)
   bool use_dora = false;    // magnitudes of their own (Liu et al. 2024)
   // Biases of the base that are trained: "none", "all", or "lora_only", those of adapted modules.
@@ -56,6 +66,7 @@ struct AdapterModule {
   double alpha;       // ΔW = scaling() B A
   bool dora = false;  // the merged weight is magnitude / ||W + ΔW|| (W + ΔW), norms row by row
   std::vector<float> a = {}, b = {}, magnitude = {};  // the tensors of kAdapterTensors
+  bool embedding = false;                             // files have B^T and A^T (LinearModule)
 };
 
 // The tensors that an adapter may have for a module, in the order of files. What goes over tensors
@@ -96,6 +107,9 @@ struct TrainedTensor {
   TensorSpec base;        // which, its shape and its split
   std::string file_name;  // behind "base_model.model." in adapter_model.safetensors
   std::vector<float> values = {};
+  std::vector<int64_t> rows = {};  // which of the base's tensor these are; empty: all, in order
+  bool tied = false;               // of the embedding: stands for the head's weight too
+  std::string second_name = {};    // under which files have the values once more; "": they do not
   int64_t size() const { return base.rows * base.cols; }
 };
 
@@ -117,6 +131,7 @@ struct AdapterTensorView {
   std::string name;       // in trainer_state.safetensors: before .weight, .exp_avg, .exp_avg_sq
   std::vector<int64_t> shape;
   Values* values;
+  bool transposed = false;  // in adapter_model.safetensors
 };
 // Every tensor, in the order of files: those of each module, then the others.
 std::vector<AdapterTensorView<std::vector<float>>> tensors_of(AdapterValues& adapter);
@@ -132,6 +147,14 @@ std::vector<TrainedTensor> trained_tensors(const std::vector<TensorSpec>& tensor
 // weights, biases of norms.
 void check_trainable(const AdapterConfig& config, const std::vector<LinearModule>& adapted,
                      const std::vector<TensorSpec>& tensors, const std::string& where);
+// That modules_to_save, trainable_token_indices and ensure_weight_tying name what can be trained,
+// and nothing twice. Errors (status 2) at where(setting).
+void check_saved_modules(const std::vector<TensorSpec>& tensors, const AdapterConfig& config,
+                         const std::vector<LinearModule>& adapted,
+                         const std::function<std::string(const char* setting)>& where);
+// Those of trained_tensors() that these settings ask for. REQUIRES: check_saved_modules.
+std::vector<TrainedTensor> saved_tensors(const std::vector<TensorSpec>& tensors,
+                                         const AdapterConfig& config);
 
 // Reads and checks DIR: every setting that changes the mathematics and is not supported is refused
 // by name; every factor has its partner, fits the base (module names and shapes of `modules`), and
@@ -143,6 +166,10 @@ Adapter read_adapter(const fs::path& dir, const std::vector<LinearModule>& modul
                      const std::vector<TensorSpec>& tensors = {});
 // Of a base with this configuration.
 Adapter read_adapter(const fs::path& dir, const ModelConfig& model);
+
+// Copies of the base's own weights, which PEFT saves for an embedding or head that has factors
+// (MODULE.base_layer.weight), against the base. Error (status 2) naming one that differs.
+void check_base_copies(const fs::path& dir, const BaseModel& base);
 
 // Those of `modules` that the adapter has factors for.
 std::vector<LinearModule> modules_with_factors(const Adapter& adapter,

@@ -118,14 +118,20 @@ void merge(AdapterModule& m, const std::vector<Part>& parts, const CombineOption
   m.b = merged(b, o);
 }
 
-void check(const std::vector<Adapter>& adapters, const std::vector<std::string>& names) {
+void check(const std::vector<Adapter>& adapters, const std::vector<std::string>& names,
+           const std::vector<LinearModule>& modules) {
   std::string digest;
   for (size_t i = 0; i < adapters.size(); ++i) {
     const AdapterConfig& c = adapters[i].config;
     if (c.use_dora) fail_input(names[i], "is a DoRA adapter; adapters of plain LoRA are merged");
     if (!adapters[i].trained.empty())
-      fail_input(names[i], "holds trained tensors of the base (bias \"" + c.bias +
-                               "\"); adapters of factors alone are merged");
+      fail_input(names[i], "holds trained tensors of the base (" +
+                               adapters[i].trained[0].base.name +
+                               "); adapters of factors alone are merged");
+    for (const AdapterModule& m : adapters[i].modules)
+      if (std::none_of(modules.begin(), modules.end(),
+                       [&](const LinearModule& linear) { return linear.name == m.name; }))
+        fail_input(names[i], "adapts " + m.name + "; adapters of the layers' modules are merged");
     if (!digest.empty() && !c.base_digest.empty() && c.base_digest != digest)
       fail_input(names[i], "was trained on another base than the adapters before it: digest " +
                                c.base_digest + ", theirs is " + digest);
@@ -138,7 +144,7 @@ void check(const std::vector<Adapter>& adapters, const std::vector<std::string>&
 Adapter combine_adapters(const std::vector<Adapter>& adapters,
                          const std::vector<std::string>& names, const CombineOptions& options,
                          const std::vector<LinearModule>& modules) {
-  check(adapters, names);
+  check(adapters, names, modules);
   CombineOptions o = options;
   if (adapters.size() == 1) o.method = Combination::Linear;
   Adapter result;

@@ -35,12 +35,28 @@ struct Item {
   DType dtype;
   const AdapterModule* module;
   const TrainedTensor* trained = nullptr;
-  bool transposed = false;  // the tensor is (in,out)
+  bool transposed = false;          // the tensor is (in,out)
+  std::string name = tensor->name;  // in the file
   uint64_t bytes() const {
     return uint64_t(tensor->rows() * tensor->cols()) * uint64_t(size_of(dtype));
   }
 };
 using Shard = std::vector<Item>;
+
+constexpr const char* kHead = "lm_head.weight";
+
+// Whether an adapter changes embedding and head of a tied model in different ways, so that the
+// merged model has both.
+bool unties(const ModelConfig& config, const Adapter& adapter) {
+  if (!config.tied_embeddings) return false;
+  const auto of_vocabulary = [&](const std::string& weight) {
+    return stored_tensor(config, weight) == stored_tensor(config, kHead);
+  };
+  return std::any_of(adapter.modules.begin(), adapter.modules.end(),
+                     [&](const auto& m) { return of_vocabulary(m.name + ".weight"); }) ||
+         std::any_of(adapter.trained.begin(), adapter.trained.end(),
+                     [&](const auto& t) { return !t.tied && of_vocabulary(t.base.name); });
+}
 
 std::vector<Item> list_items(const BaseModel& base, const Adapter& adapter,
                              const ExportOptions& options) {
@@ -56,24 +72,29 @@ std::vector<Item> list_items(const BaseModel& base, const Adapter& adapter,
   for (const LinearModule& m : linear_modules(base.config()))
     if (m.transposed) transposed.insert(m.name + ".weight");
   std::vector<Item> items;
-  for (const BaseModel::Tensor& t : base.tensors()) {
-    const auto it = by_weight.find(t.name);
-    items.push_back({&t, options.dtype.value_or(t.dtype), nullptr});
-    if (const auto own = trained.find(t.name); own != trained.end()) {
-      items.back().trained = own->second;
-      if (t.rows() * t.cols() != own->second->size())
-        fail_input(base.path() + ": " + t.name, "has another shape than the adapter's tensor");
+  const auto add = [&](const BaseModel::Tensor& t, const std::string& name) {
+    Item item{&t, options.dtype.value_or(t.dtype), nullptr};
+    item.name = name;
+    if (const auto own = trained.find(name); own != trained.end()) {
+      item.trained = own->second;
+      const int64_t rows = own->second->rows.empty() ? t.rows() : own->second->base.rows;
+      if (rows * t.cols() != own->second->size())
+        fail_input(base.path() + ": " + name, "has another shape than the adapter's tensor");
       trained.erase(own);
     }
-    if (it == by_weight.end()) continue;
-    items.back().module = it->second;
-    std::vector<int64_t> shape{it->second->out_features, it->second->in_features};
-    items.back().transposed = transposed.count(t.name) > 0;
-    if (items.back().transposed) std::swap(shape[0], shape[1]);
-    if (t.shape != shape)
-      fail_input(base.path() + ": " + t.name, "has another shape than the adapter's factors");
-    by_weight.erase(it);
-  }
+    if (const auto it = by_weight.find(name); it != by_weight.end()) {
+      item.module = it->second;
+      std::vector<int64_t> shape{it->second->out_features, it->second->in_features};
+      item.transposed = transposed.count(name) > 0;
+      if (item.transposed) std::swap(shape[0], shape[1]);
+      if (t.shape != shape)
+        fail_input(base.path() + ": " + name, "has another shape than the adapter's factors");
+      by_weight.erase(it);
+    }
+    items.push_back(item);
+  };
+  for (const BaseModel::Tensor& t : base.tensors()) add(t, t.name);
+  if (unties(base.config(), adapter)) add(*base.find(stored_tensor(base.config(), kHead)), kHead);
   if (!by_weight.empty())
     fail_input(base.path(), "has no " + by_weight.begin()->first + ", which the adapter adapts");
   if (!trained.empty())
@@ -141,8 +162,7 @@ class Exporter {
 
   void write_shard(const fs::path& path, const Shard& shard) {
     std::vector<SafetensorsWriter::Entry> entries;
-    for (const Item& item : shard)
-      entries.push_back({item.tensor->name, item.dtype, item.tensor->shape});
+    for (const Item& item : shard) entries.push_back({item.name, item.dtype, item.tensor->shape});
     SafetensorsWriter out(path, entries, {{"format", "pt"}}, false);
     {
       BackgroundWriter writer(out);
@@ -175,6 +195,7 @@ class Exporter {
             merge_rows(matrix(block.data(), rows, t.cols(), item.dtype), slice.matrix, update.right,
                        update.left ? update.left + row * update.rank : nullptr, update.rank,
                        update.scaling, update.magnitude ? update.magnitude + row : nullptr);
+        put_own_rows(item, row, matrix(block.data(), rows, t.cols(), item.dtype));
         worst.max_abs = std::max(worst.max_abs, e.max_abs);
         worst.max_magnitude = std::max(worst.max_magnitude, e.max_magnitude);
         if (!std::isfinite(e.max_abs) || !std::isfinite(e.max_magnitude))
@@ -194,7 +215,8 @@ class Exporter {
 
   WeightSlice slice_of(const Item& item, int64_t row, int64_t rows) const {
     const int64_t cols = item.tensor->cols();
-    if (!item.trained) return base_.slice(item.tensor->name, {row, row + rows, 0, cols});
+    if (!item.trained || !item.trained->rows.empty())
+      return base_.slice(item.tensor->name, {row, row + rows, 0, cols});
     return {const_matrix(item.trained->values.data() + row * cols, rows, cols, DType::F32),
             nullptr};
   }
@@ -225,6 +247,18 @@ class Exporter {
     return u;
   }
 
+  // Rows of single tokens in place of those of y, which begins with row `first`.
+  void put_own_rows(const Item& item, int64_t first, Matrix y) const {
+    if (!item.trained) return;
+    const std::vector<int64_t>& rows = item.trained->rows;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      if (rows[i] < first || rows[i] >= first + y.rows) continue;
+      const float* values = item.trained->values.data() + int64_t(i) * y.cols;
+      merge_rows(y.row_range(rows[i] - first, 1), const_matrix(values, 1, y.cols, DType::F32),
+                 nullptr, nullptr, 0, 0);
+    }
+  }
+
   const BaseModel& base_;
   const Adapter& adapter_;
   const ExportOptions& options_;
@@ -247,7 +281,7 @@ std::string index_text(const std::vector<Shard>& shards) {
     for (const Item& item : shards[i]) {
       bytes += item.bytes();
       weights += item.bytes() / uint64_t(size_of(item.dtype));
-      files[item.tensor->name] = shard_name(i, shards.size());
+      files[item.name] = shard_name(i, shards.size());
     }
   Json json;
   json["metadata"] = {{"total_parameters", weights}, {"total_size", bytes}};
@@ -257,9 +291,10 @@ std::string index_text(const std::vector<Shard>& shards) {
 
 // config.json with the type that was written, under the key that it uses ("dtype" since
 // transformers 4.56, "torch_dtype" before); byte for byte the base's where nothing changes.
-std::string config_with_dtype(const std::string& text, DType dtype) {
+std::string config_with_dtype(const std::string& text, DType dtype, bool untied) {
   Json config = Json::parse(text);
-  bool found = false, changed = false;
+  bool found = false, changed = untied;
+  if (untied) config["tie_word_embeddings"] = false;
   const auto set = [&](Json& object) {
     for (const char* key : {"dtype", "torch_dtype"})
       if (const auto it = object.find(key); it != object.end()) {
@@ -303,7 +338,8 @@ std::vector<MergeError> export_merged(const BaseModel& base, const Adapter& adap
     if (shards.size() > 1) write_text(dir / "model.safetensors.index.json", index_text(shards));
     write_text(
         dir / "config.json",
-        config_with_dtype(base.config_text(), options.dtype.value_or(base.config().stored_dtype)));
+        config_with_dtype(base.config_text(), options.dtype.value_or(base.config().stored_dtype),
+                          unties(base.config(), adapter)));
     for (const std::string& file : base.companion_files())
       copy_companion(fs::path(base.path()) / file, dir / file);
   });

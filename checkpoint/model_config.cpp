@@ -340,6 +340,13 @@ void parse_token_ids(Settings& s, const Family& family, ModelConfig& c) {
   int64_t bos_id = !s.has("bos_token_id") ? family.default_bos : -1;
   if (!bos.is_null()) bos_id = id("bos_token_id", bos.is_array() && bos.size() == 1 ? bos[0] : bos);
   if (bos_id >= 0) c.bos_token_id = bos_id;
+  // Whatever torch.nn.Embedding takes as padding_idx: below 0 it counts from the end.
+  if (const json& pad = s.get("pad_token_id"); pad.is_number_integer()) {
+    const int64_t pad_id = pad.get<int64_t>();
+    c.padding_id = pad_id < 0 ? c.vocab_size + pad_id : pad_id;
+  } else if (family.gemma && !s.has("pad_token_id")) {
+    c.padding_id = 0;
+  }
   const json& eos = s.get("eos_token_id");
   if (eos.is_array()) {
     for (const json& v : eos) c.eos_token_ids.push_back(id("eos_token_id", v));

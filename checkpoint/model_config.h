@@ -63,6 +63,8 @@ struct ModelConfig {
   std::vector<int64_t> layer_window;      // per layer: 0, or the sliding window
   DType stored_dtype = DType::BF16;       // dtype / torch_dtype
   std::optional<int64_t> bos_token_id;
+  // The token whose row of the embedding gets no gradient from the look-up (torch's padding_idx).
+  std::optional<int64_t> padding_id;
   std::vector<int64_t> eos_token_ids;
 };
 
@@ -131,14 +133,22 @@ std::string layer_prefix(const ModelConfig& config, int64_t layer);
 // "model.embed_tokens": `name` is one of config.names.
 std::string outer_name(const ModelConfig& config, const char* name);
 
-// One linear module that LoRA may adapt. Weight: name + ".weight", (out, in), or transposed.
+// Where a module stands that LoRA may adapt.
+enum class ModuleRole : uint8_t { Layer, Embedding, Head };
+
+// One module that LoRA may adapt. Weight: name + ".weight", (out, in), or transposed.
+//
+// The embedding has the head's form: outputs are the vocabulary's rows, so that the update of its
+// weight (V,H) is scaling B A with B(V,lora_rank) and A(lora_rank,H). PEFT has the transposed ones,
+// lora_embedding_A = B^T and lora_embedding_B = A^T; only its files do here.
 struct LinearModule {
   std::string name;  // "model.layers.0.self_attn.q_proj"
-  int layer;
+  int layer;         // -1: of none
   int64_t out_features, in_features;
   Split split;
   InputGroup group = {};
   bool transposed = false;  // in files weight(in,out): PEFT's fan_in_fan_out
+  ModuleRole role = ModuleRole::Layer;
 };
 
 // Parses and checks DIR/config.json; errors name the file and the setting. `source` names the file
@@ -149,10 +159,14 @@ ModelConfig parse_model_config(const std::string& json_text, const std::string& 
 
 // Every tensor of the model, in the order embedding, layers, final norm, head (absent when tied).
 std::vector<TensorSpec> model_tensors(const ModelConfig& config);
-// Every adaptable linear module, by layer, then as layer_modules() has them.
+// The linear modules of the layers, by layer, then as layer_modules() has them: "all-linear".
 std::vector<LinearModule> linear_modules(const ModelConfig& config);
 // The modules that PEFT adapts in this family where target_modules is left out.
 std::vector<std::string> default_targets(const ModelConfig& config);
+// Every module that LoRA may adapt: linear_modules(), then head and embedding.
+std::vector<LinearModule> lora_modules(const ModelConfig& config);
+// The tensor in which the base keeps a weight: that of the embedding for the head of a tied model.
+std::string stored_tensor(const ModelConfig& config, const std::string& tensor);
 // The names of all other modules that transformers makes for the architecture (named_modules()):
 // containers, norms, activations, rotary embedding, embedding and head.
 std::vector<std::string> other_modules(const ModelConfig& config);

@@ -109,6 +109,27 @@ std::vector<LinearModule> linear_modules(const ModelConfig& c) {
   return linear;
 }
 
+std::vector<LinearModule> lora_modules(const ModelConfig& c) {
+  std::vector<LinearModule> modules = linear_modules(c);
+  modules.push_back(
+      {"lm_head", -1, c.vocab_size, c.hidden_size, Split::VocabRows, {}, false, ModuleRole::Head});
+  modules.push_back({outer_name(c, c.names.embedding),
+                     -1,
+                     c.vocab_size,
+                     c.hidden_size,
+                     Split::VocabRows,
+                     {},
+                     false,
+                     ModuleRole::Embedding});
+  return modules;
+}
+
+std::string stored_tensor(const ModelConfig& c, const std::string& tensor) {
+  return c.tied_embeddings && tensor == "lm_head.weight"
+             ? outer_name(c, c.names.embedding) + ".weight"
+             : tensor;
+}
+
 // PEFT's TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.
 std::vector<std::string> default_targets(const ModelConfig& c) {
   if (c.fused_qkv) return {"c_attn"};

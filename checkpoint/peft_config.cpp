@@ -158,6 +158,26 @@ AdapterConfig parse_peft_config(const std::string& text, const std::string& sour
   c.alpha_pattern = s.patterns<double>(
       "alpha_pattern", [&](const std::string& key, const Json& v) { return s.number(key, v); });
 
+  bool one = false;
+  c.modules_to_save = s.names("modules_to_save", one);
+  if (one) s.fail("modules_to_save", "is a single string; a list of names was expected");
+  c.ensure_weight_tying = s.boolean("ensure_weight_tying");
+  if (const Json* tokens = s.find("trainable_token_indices"); tokens && !tokens->empty()) {
+    const auto add = [&](const std::string& module, const Json& ids) {
+      auto& list = c.trainable_token_indices.emplace_back(module, std::vector<int64_t>()).second;
+      for (const Json& id : ids) {
+        if (!ids.is_array() || !id.is_number_integer())
+          s.fail("trainable_token_indices",
+                 "is " + tokens->dump() + "; a list of token ids, or a map of them, was expected");
+        list.push_back(id.get<int64_t>());
+      }
+    };
+    if (tokens->is_object())
+      for (const auto& [module, ids] : tokens->items()) add(module, ids);
+    else
+      add("", *tokens);
+  }
+
   if (const Json* layers = s.find("layers_to_transform")) {
     for (const Json& layer : layers->is_array() ? *layers : Json::array({*layers})) {
       if (!layer.is_number_integer())
@@ -188,6 +208,7 @@ std::string format_peft_config(const AdapterConfig& c) {
   json["auto_mapping"] = nullptr;
   json["base_model_name_or_path"] = c.base_model;
   json["bias"] = c.bias;
+  json["ensure_weight_tying"] = c.ensure_weight_tying;
   json["exclude_modules"] = nullptr;
   if (!c.exclude_modules.empty())
     json["exclude_modules"] =
@@ -200,7 +221,7 @@ std::string format_peft_config(const AdapterConfig& c) {
       c.layers_to_transform.empty() ? Json() : Json(c.layers_to_transform);
   json["lora_alpha"] = plain_number(c.alpha);
   json["lora_dropout"] = c.dropout;
-  json["modules_to_save"] = nullptr;
+  json["modules_to_save"] = c.modules_to_save.empty() ? Json() : Json(c.modules_to_save);
   json["peft_type"] = "LORA";
   json["r"] = c.rank;
   json["rank_pattern"] = Json::object();
@@ -208,6 +229,13 @@ std::string format_peft_config(const AdapterConfig& c) {
   json["revision"] = nullptr;
   json["target_modules"] = c.target_regex ? Json(c.target_modules.front()) : Json(c.target_modules);
   json["task_type"] = "CAUSAL_LM";
+  json["trainable_token_indices"] = nullptr;
+  for (const auto& [module, ids] : c.trainable_token_indices) {
+    if (module.empty())
+      json["trainable_token_indices"] = ids;
+    else
+      json["trainable_token_indices"][module] = ids;
+  }
   json["use_dora"] = c.use_dora;
   json["use_rslora"] = c.use_rslora;
   // A path need not be UTF-8; JSON must.

@@ -75,6 +75,12 @@ std::string suffixes(const std::vector<LinearModule>& modules) {
   return join(last);
 }
 
+int64_t last_layer(const std::vector<LinearModule>& modules) {
+  int64_t last = 0;
+  for (const LinearModule& m : modules) last = std::max<int64_t>(last, m.layer);
+  return last;
+}
+
 // No module has this name, so that a list of it alone can mean nothing else.
 bool is_all_linear(const std::vector<std::string>& targets) {
   if (targets.size() != 1) return false;
@@ -114,12 +120,21 @@ std::vector<LinearModule> match_targets(const AdapterConfig& config,
   };
 
   if (is_all_linear(targets)) {
-    choose([](const std::string&) { return true; });
+    std::vector<std::string> ends;  // PEFT's "all-linear" leaves out head and embedding
+    for (const LinearModule& m : modules)
+      if (m.role != ModuleRole::Layer) ends.push_back(m.name);
+    choose([&](const std::string& name) {
+      return std::find(ends.begin(), ends.end(), name) == ends.end();
+    });
   } else {
     const Matcher target(targets, regex, where);
     choose([&](const std::string& name) { return target.matches(name); });
+    const auto adaptable = [&](const std::string& name) {
+      return std::any_of(modules.begin(), modules.end(),
+                         [&](const LinearModule& m) { return m.name == name; });
+    };
     for (const std::string& other : others)
-      if (target.matches(other) && !exclude.matches(other))
+      if (target.matches(other) && !exclude.matches(other) && !adaptable(other))
         fail_input(where, "target_modules " + join(targets) + " names " + other +
                               ", where LoRA is not supported; the linear layers are " +
                               suffixes(modules));
@@ -129,7 +144,7 @@ std::vector<LinearModule> match_targets(const AdapterConfig& config,
                           (config.layers_pattern.empty()
                                ? ""
                                : ", with layers_pattern " + join(config.layers_pattern)) +
-                          "; the model's layers are 0 to " + std::to_string(modules.back().layer));
+                          "; the model's layers are 0 to " + std::to_string(last_layer(modules)));
   if (chosen.empty() && any_excluded)
     fail_input(where, "exclude_modules " + join(excluded) + " leaves no module of target_modules " +
                           join(targets));
@@ -180,10 +195,10 @@ std::vector<std::string> idle_selectors(const AdapterConfig& config,
   look_for("exclude_modules", config.exclude_modules, config.exclude_regex);
 
   for (const int64_t layer : config.layers_to_transform)
-    if (layer < 0 || layer > modules.back().layer)
+    if (layer < 0 || layer > last_layer(modules))
       notes.push_back("layers_to_transform " + std::to_string(layer) +
                       " has no effect: the model's layers are 0 to " +
-                      std::to_string(modules.back().layer));
+                      std::to_string(last_layer(modules)));
   for (const std::string& entry : config.layers_pattern) {
     AdapterConfig alone = config;
     alone.layers_pattern = {entry};

@@ -12,7 +12,8 @@ namespace lorashard {
 std::vector<TrainedTensor> trained_tensors(const std::vector<TensorSpec>& tensors,
                                            const AdapterConfig& config,
                                            const std::vector<LinearModule>& adapted) {
-  if (config.bias == "none") return {};
+  std::vector<TrainedTensor> saved = saved_tensors(tensors, config);
+  if (config.bias == "none") return saved;
   std::set<std::string> names;
   for (const LinearModule& m : adapted) names.insert(m.name);
   std::vector<TrainedTensor> trained;
@@ -25,6 +26,7 @@ std::vector<TrainedTensor> trained_tensors(const std::vector<TensorSpec>& tensor
     else if (config.bias == "all")
       trained.push_back({t, t.name});
   }
+  trained.insert(trained.end(), saved.begin(), saved.end());
   return trained;
 }
 

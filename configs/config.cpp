@@ -107,10 +107,32 @@ void check_objective(Checker& c, const RunConfig& run) {
               "is " + RunConfig::Lora::Bias_Name(run.lora().bias()) +
                   " with train.objective DPO, which this version does not support: trained biases "
                   "would be the reference's too; expected none");
+  if (dpo &&
+      (run.lora().modules_to_save_size() > 0 || run.lora().trainable_token_indices_size() > 0 ||
+       run.lora().trainable_tokens_size() > 0))
+    c.problem("train.objective",
+              "is DPO with lora.modules_to_save or trainable tokens, which this version does not "
+              "support: what is trained would be the reference's too; expected neither");
   c.real("dpo.beta", run.dpo().beta(), run.dpo().beta() > 0, "a finite number above 0");
   if (!dpo && run.dpo().beta() != RunConfig::Dpo().beta())
     c.problem("dpo.beta",
               "is " + pb::SimpleDtoa(run.dpo().beta()) + ", expected train.objective DPO with it");
+}
+
+// What is trained of embedding and head themselves.
+void check_saved(Checker& c, const RunConfig::Lora& lora) {
+  for (int i = 0; i < lora.modules_to_save_size(); ++i)
+    c.present("lora.modules_to_save[" + std::to_string(i) + "]", lora.modules_to_save(i),
+              "a module name");
+  for (int i = 0; i < lora.trainable_token_indices_size(); ++i)
+    c.integer("lora.trainable_token_indices[" + std::to_string(i) + "]",
+              lora.trainable_token_indices(i), 0);
+  for (int i = 0; i < lora.trainable_tokens_size(); ++i)
+    c.present("lora.trainable_tokens[" + std::to_string(i) + "]", lora.trainable_tokens(i).key(),
+              "a key, embed_tokens or lm_head");
+  if (lora.trainable_tokens_size() > 0 && lora.trainable_token_indices_size() > 0)
+    c.problem("lora.trainable_tokens",
+              "is set beside lora.trainable_token_indices, expected one of the two");
 }
 
 // PEFT's rules for layers_to_transform.
@@ -165,6 +187,7 @@ void check(const Config& config, ConfigUse use) {
   check_module_list(c, "lora.target_modules", lora.target_modules());
   check_module_list(c, "lora.exclude_modules", lora.exclude_modules());
   check_layers(c, lora);
+  check_saved(c, lora);
 
   const auto& opt = run.optimizer();
   const char* not_negative = "a finite number, at least 0";

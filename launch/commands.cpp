@@ -69,10 +69,11 @@ int export_command(const ExportCommandOptions& options, const Ranks& ranks) {
   if (options.dtype == "fp16") o.dtype = DType::F16;
   if (options.dtype == "fp32") o.dtype = DType::F32;
   const auto base = BaseModel::open(options.model);
-  const std::vector<LinearModule> modules = linear_modules(base->config());
+  const std::vector<LinearModule> modules = lora_modules(base->config());
   Adapter adapter = read_adapter(options.adapter, base->config());
   o.base_digest = base->digest(ranks.world);
   check_adapter_base(adapter, options.adapter, o.base_digest);
+  check_base_copies(options.adapter, *base);
   Console console(true);
   report_notes(console, base->notes());
   report_notes(console, adapter_base_notes(adapter, options.adapter, *base));

@@ -86,7 +86,8 @@ Activations plan_activations(Arena& arena, const ActivationDims& d,
     }
     plan.dx = arena.take(d.tokens, d.hidden, d.type);
   }
-  int64_t widest = 0;
+  if (d.embedding_rank > 0) plan.embedding_u = arena.take(d.tokens, d.embedding_rank, DType::F32);
+  int64_t widest = d.embedding_rank;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t from_top = count - i;
     const bool all = d.backward && from_top <= d.kept.all;

@@ -53,7 +53,8 @@ struct ActivationDims {
   DType type = DType::F32;
   int64_t first_layer = 0;  // lowest adapted layer; layers below it keep nothing
   int64_t layers = 0;
-  KeptLayers kept;  // of those from first_layer on
+  KeptLayers kept;             // of those from first_layer on
+  int64_t embedding_rank = 0;  // lora_rank of the embedding
 };
 
 struct Activations {
@@ -63,6 +64,7 @@ struct Activations {
   // throughout in a forward-only plan.
   std::vector<Matrix> residual;
   Matrix dx;
+  Matrix embedding_u;  // (T,embedding_rank) F32, kept for backward
   BlockScratch scratch;
   Matrix t, z, dropped;  // of LinearContext
   size_t shared_at = 0;  // from this mark on nothing is in use between forward and backward

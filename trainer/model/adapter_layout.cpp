@@ -26,7 +26,8 @@ AdapterModule shapes_of(const LoraModule& m) {
           .in_features = m.linear.in_features,
           .out_features = m.linear.out_features,
           .alpha = m.alpha,
-          .dora = m.dora};
+          .dora = m.dora,
+          .embedding = m.linear.role == ModuleRole::Embedding};
 }
 
 const std::string& AdapterLayout::owner(const AdapterTensor& t) const {
@@ -41,7 +42,7 @@ AdapterLayout adapter_layout(const ModelConfig& model, const std::vector<LinearM
   std::set<std::string> adapted;
   for (const LinearModule& m : modules) adapted.insert(m.name);
   uint32_t site = 0;
-  for (const LinearModule& linear : linear_modules(model)) {
+  for (const LinearModule& linear : lora_modules(model)) {
     LoraModule m{.linear = linear, .dora = config.use_dora, .site = site++};
     if (!adapted.count(linear.name)) continue;
     m.lora_rank = module_rank(config, linear.name);
@@ -79,14 +80,22 @@ AdapterLayout adapter_layout(const ModelConfig& model, const std::vector<LinearM
   layout.trained = trained_tensors(model_tensors(model), config, modules);
   for (size_t i = 0; i < layout.trained.size(); ++i) {
     const TensorSpec& base = layout.trained[i].base;
-    layout.tensors.push_back(
-        {.kind = AdapterTensorKind::Base,
-         .index = i,
-         .rows = base.rows,
-         .cols = base.cols,
-         .local_rows = {{0, base.rows}},
-         .local_cols = split_ranges(model, base.split, base.cols, tp_rank, tp_size),
-         .share = share_of_outputs(model, base.split, base.cols, tp_rank, tp_size)});
+    AdapterTensor tensor{.kind = AdapterTensorKind::Base,
+                         .index = i,
+                         .rows = base.rows,
+                         .cols = base.cols,
+                         .local_rows = {},
+                         .local_cols = {}};
+    // A matrix is cut by rows, a vector in one or more pieces.
+    for (const TensorPart& part : tensor_parts(model, base, tp_rank, tp_size)) {
+      if (!base.vector || tensor.local_rows.empty())
+        tensor.local_rows.push_back({part.row_begin, part.row_end});
+      if (base.vector || tensor.local_cols.empty())
+        tensor.local_cols.push_back({part.col_begin, part.col_end});
+    }
+    if (base.vector)
+      tensor.share = share_of_outputs(model, base.split, base.cols, tp_rank, tp_size);
+    layout.tensors.push_back(tensor);
   }
   for (AdapterTensor& t : layout.tensors) {
     t.offset = layout.size;

@@ -29,7 +29,7 @@ struct AdapterTensor {
   // tensor-parallel group the shares are the whole vector once, also where blocks overlap. Ranks
   // that would all form the gradient of the whole (of a bias behind the all-reduce) add that of
   // their share.
-  Range share;
+  Range share = {0, 0};
   int64_t size() const { return rows * cols; }
 };
 
@@ -50,7 +50,7 @@ AdapterModule shapes_of(const LoraModule& m);
 
 struct AdapterLayout {
   AdapterConfig config;                // for saving
-  std::vector<LoraModule> modules;     // in the order of linear_modules(), which is that of files
+  std::vector<LoraModule> modules;     // in the order of lora_modules(), which is that of files
   std::vector<TrainedTensor> trained;  // trained_tensors() of the model, without values
   std::vector<AdapterTensor> tensors;  // in the order of flat buffers, no gap between them
   int64_t size = 0;                    // floats of a flat buffer
@@ -61,7 +61,7 @@ struct AdapterLayout {
 
 // All A tensors come first: those of one layer and InputGroup one after the other, so that one GEMM
 // serves them. All B tensors follow, so that AdamW goes over each kind at once, and then the
-// trained tensors. REQUIRES: modules is a subset of linear_modules(model).
+// trained tensors. REQUIRES: modules is a subset of lora_modules(model).
 AdapterLayout adapter_layout(const ModelConfig& model, const std::vector<LinearModule>& modules,
                              const AdapterConfig& config, int tp_rank, int tp_size);
 

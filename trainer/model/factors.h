@@ -26,6 +26,8 @@ class Factors {
   const LoraModule* find(const std::string& name) const;
   // The tensor that stands for the base's tensor of this name, or null.
   const AdapterTensor* find_trained(const std::string& name) const;
+  // TrainedTensor::rows of a tensor of kind Base, on the stream's device.
+  const int32_t* device_rows(const AdapterTensor& t) const;
 
   // This rank's block of a module's A, or of a piece of its B, within one of the flat buffers.
   static Matrix local_a(const LoraModule& m, float* flat) { return local_block(m.a, flat); }
@@ -33,8 +35,9 @@ class Factors {
     return local_block(m.b, flat, piece);
   }
 
-  // A ~ U(-1/sqrt(in), 1/sqrt(in)) (torch's kaiming_uniform_ with a = sqrt 5, as in PEFT), B = 0; a
-  // function of (seed, module, element). Trained tensors are those of `base`.
+  // A ~ U(-1/sqrt(in), 1/sqrt(in)) (torch's kaiming_uniform_ with a = sqrt 5, as in PEFT), of an
+  // embedding A ~ N(0, 1), B = 0; a function of (seed, module, element). Trained tensors are those
+  // of `base`.
   void initialize(uint64_t seed, const BaseModel& base);
   // Copies values in and out. REQUIRES: the adapter has the layout's tensors, in its order.
   void load(const Adapter& adapter) { write_values(values(), adapter); }
@@ -50,6 +53,7 @@ class Factors {
   AdapterLayout layout_;
   Stream* stream_;
   Buffer values_;
+  Buffer rows_;  // of all trained tensors, one after the other
 };
 
 }  // namespace lorashard

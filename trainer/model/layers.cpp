@@ -62,19 +62,22 @@ void forward_layers(const LayerStack& stack, std::span<LayerPart> parts,
 }
 
 void backward_layers(const LayerStack& stack, std::span<LayerPart> parts) {
-  const int64_t end = sublayers(stack);
-  for (int64_t i = end - 1; i >= 2 * stack.first_layer; --i) {
+  const int64_t end = sublayers(stack), first = 2 * stack.first_layer;
+  // The end of sublayer i: its input's gradient, whole on every rank, goes into the residual's.
+  const auto finish = [&](int64_t i, LayerPart& p) {
+    enter_region_backward_end(stack.tensor, p.context.linear.stream, p.reduce);
+    add_to_gradient(p.context, weights_of(stack, i), kind_of(i),
+                    stack.activations.dx.row_range(p.first_row, p.tokens), residual(stack, i, p),
+                    activations_of(stack, i, p));
+  };
+  for (int64_t i = end - 1; i >= first; --i) {
     const std::string& label = stack.labels[size_t(i)].backward;
     const ProfileSpan span("layer", label.c_str());
     bool deeper = true;
     for (LayerPart& p : parts) {
       Stream& stream = p.context.linear.stream;
       const Matrix dx = stack.activations.dx.row_range(p.first_row, p.tokens);
-      if (i + 1 < end) {  // the end of the sublayer above
-        enter_region_backward_end(stack.tensor, stream, p.reduce);
-        add_to_gradient(p.context, weights_of(stack, i + 1), kind_of(i + 1), dx,
-                        residual(stack, i + 1, p), activations_of(stack, i + 1, p));
-      }
+      if (i + 1 < end) finish(i + 1, p);
       const BlockActivations acts = activations_of(stack, i, p);
       if (kind_of(i) == Sublayer::Mlp) {
         block_recompute(p.context, weights_of(stack, i), residual(stack, i - 1, p),
@@ -82,7 +85,7 @@ void backward_layers(const LayerStack& stack, std::span<LayerPart> parts) {
                         stack.activations.keep[size_t(i / 2 - stack.first_layer)]);
       }
       deeper = sublayer_backward(p.context, weights_of(stack, i), kind_of(i), residual(stack, i, p),
-                                 dx, acts, i / 2 == stack.first_layer);
+                                 dx, acts, !stack.input_gradient && i / 2 == stack.first_layer);
       if (deeper) {
         p.reduce = enter_region_backward_begin(stack.tensor, stream, p.context.scratch.delta,
                                                label.c_str());
@@ -90,6 +93,8 @@ void backward_layers(const LayerStack& stack, std::span<LayerPart> parts) {
     }
     if (!deeper) return;
   }
+  if (first == end) return;
+  for (LayerPart& p : parts) finish(first, p);
 }
 
 }  // namespace lorashard

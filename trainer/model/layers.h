@@ -30,15 +30,16 @@ struct LayerStack {
   const std::vector<BlockWeights>& blocks;
   const std::vector<SublayerLabels>& labels;  // by sublayer
   const Activations& activations;
-  int64_t first_layer;  // lowest adapted layer
+  int64_t first_layer;  // lowest layer of which something is trained
+  bool input_gradient;  // that of the whole stack's input is wanted; then first_layer is 0
 };
 
 // From activations.residual[0] to the last residual. `caches`: one of each layer, or null.
 void forward_layers(const LayerStack& stack, std::span<LayerPart> parts,
                     std::vector<KvCache>* caches);
 
-// From activations.dx, the gradient of the last residual, down to the lowest adapted layer.
-// activations.dx is left undefined.
+// From activations.dx, the gradient of the last residual, down to the lowest trained layer.
+// activations.dx is left undefined, or the gradient of the stack's input where that is wanted.
 void backward_layers(const LayerStack& stack, std::span<LayerPart> parts);
 
 }  // namespace lorashard

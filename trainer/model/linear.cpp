@@ -175,6 +175,7 @@ void linear_group_backward(const LinearContext& c, const LinearGroup& group, Mat
     } else if (dx) {
       frozen_backward(c.stream, dx, dy[j], l.weight, j == 0 ? 0 : 1);
     }
+    if (l.weight_gradient) matmul_tn(c.stream, l.weight_gradient, dy[j], x, 1, 1);
     if (l.trained_bias) bias_backward(c, group, l, dy[j]);
     if (l.lora) up_projection_backward(c, l, columns_of(l, t), dz, columns_of(l, u));
   }

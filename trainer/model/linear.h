@@ -41,7 +41,8 @@ void linear_group_forward(const LinearContext& c, const LinearGroup& group,
                           std::span<const Matrix> y, ConstMatrix x, Matrix u,
                           DownProjection down = DownProjection::Compute);
 
-// Adds the gradients of factors and trained biases to c.gradients and, unless dx is empty,
+// Adds the gradients of factors and trained biases to c.gradients, those of trained weights where
+// these say (Linear::weight_gradient) and, unless dx is empty,
 // dx(T,K) = sum_j dy_j W_j + scaling_j dropout(dy_j B_j A_j). DoRA's outputs before their scaling,
 // of which the magnitudes' gradient is made, are computed again: a GEMM more for each such module.
 void linear_group_backward(const LinearContext& c, const LinearGroup& group, Matrix dx,

@@ -41,6 +41,11 @@ LossBuffers plan_loss(Arena& arena, const LossDims& d) {
     at.row_losses = arena.take(d.tokens, 1, DType::F64);
     at.row_factors = arena.take(d.tokens, 1, DType::F32);
   }
+  if (d.lora_rank > 0) {
+    at.u = arena.take(d.chunk_rows, d.lora_rank, DType::F32);
+    at.t = arena.take(d.chunk_rows, d.lora_rank, DType::F32);
+  }
+  if (d.token_rows > 0) at.tokens = arena.take(d.chunk_rows, d.token_rows, DType::F32);
   return at;
 }
 
@@ -61,15 +66,24 @@ LossHead::LossHead(Stream& stream, const ModelConfig& config, const ModelWeights
   totals_ = Buffer(stream, sizeof(LossTotals));
   device_rows_ = Staged<int32_t>(stream, max_tokens);
   device_labels_ = Staged<int32_t>(stream, max_tokens);
+  device_keys_ = Staged<uint64_t>(stream, max_tokens);
   if (!pairs()) return;
   device_row_offsets_ = Staged<int32_t>(stream, max_tokens + 1);
   policy_logps_ = Buffer(stream, size_t(max_tokens) * sizeof(double));
   reference_logps_ = Buffer(stream, size_t(max_tokens) * sizeof(double));
 }
 
-void LossHead::stage(std::span<const int32_t> labels, std::span<const int32_t> offsets) {
+void LossHead::plan(Arena& arena) {
+  dims_.lora_rank = weights_.head.lora_rank;
+  dims_.token_rows = weights_.head_tokens ? weights_.head_tokens.values.rows : 0;
+  at_ = plan_loss(arena, dims_);
+}
+
+void LossHead::stage(std::span<const int32_t> labels, std::span<const int32_t> offsets,
+                     std::span<const uint64_t> row_keys) {
   rows_.clear();
   labels_.clear();
+  keys_.clear();
   row_offsets_.assign(1, 0);
   size_t sequence = 1;  // whose end comes next
   for (size_t t = 0; t < labels.size(); ++t) {
@@ -79,10 +93,12 @@ void LossHead::stage(std::span<const int32_t> labels, std::span<const int32_t> o
     if (labels[t] < 0) continue;
     rows_.push_back(int32_t(t));
     labels_.push_back(labels[t]);
+    if (!row_keys.empty()) keys_.push_back(row_keys[t]);
   }
   row_offsets_.resize(offsets.size(), int32_t(rows_.size()));
   staged_rows_ = device_rows_.put(rows_);
   staged_labels_ = device_labels_.put(labels_);
+  staged_keys_ = row_keys.empty() ? nullptr : device_keys_.put(keys_);
   if (pairs()) staged_row_offsets_ = device_row_offsets_.put(row_offsets_);
 }
 
@@ -107,9 +123,19 @@ void LossHead::normalize(ConstMatrix x) {
                weights_.final_norm);
 }
 
-Matrix LossHead::chunk_logits(const Chunk& chunk) {
+// The head's context for a chunk: its own rows' dropout, and its own scratch.
+LinearContext LossHead::head_context(const LinearContext& layers, const Chunk& chunk) const {
+  LinearContext c = layers;
+  c.dropout = staged_keys_
+                  ? DropoutState{c.dropout.rate, c.dropout.seed, staged_keys_ + chunk.begin}
+                  : DropoutState{};
+  c.t = at_.t;
+  return c;
+}
+
+Matrix LossHead::chunk_logits(const LinearContext& layers, const Chunk& chunk) {
   const Matrix logits = at_.logits.row_range(0, chunk.n);
-  frozen_forward(stream_, logits, at_.normed.row_range(chunk.begin, chunk.n), weights_.head);
+  head_forward(head_context(layers, chunk), logits, at_.normed.row_range(chunk.begin, chunk.n));
   return logits;
 }
 
@@ -126,11 +152,12 @@ void LossHead::statistics(const Chunk& chunk, Matrix logits, float* lse, double*
 }
 
 // Of the normed rows, this rank's part; the logits are overwritten.
-void LossHead::gradient(const Chunk& chunk, Matrix logits, const float* lse,
-                        const float* row_factors) {
+void LossHead::gradient(const LinearContext& layers, const Chunk& chunk, Matrix logits,
+                        const float* lse, const float* row_factors) {
   cross_entropy_gradient(stream_, logits, lse, staged_labels_ + chunk.begin,
                          weights_.vocabulary.begin, 1.0f, row_factors);
-  frozen_backward(stream_, at_.d_normed.row_range(chunk.begin, chunk.n), logits, weights_.head);
+  head_backward(head_context(layers, chunk), at_.d_normed.row_range(chunk.begin, chunk.n), logits,
+                at_.normed.row_range(chunk.begin, chunk.n));
 }
 
 void LossHead::finish_backward(Matrix dx) {
@@ -143,31 +170,58 @@ void LossHead::finish_backward(Matrix dx) {
 }
 
 // log p of each sequence; lse of every row stays in at_.lse.
-void LossHead::logps(ConstMatrix x, double* of_sequences) {
+void LossHead::logps(const LinearContext& layers, ConstMatrix x, double* of_sequences) {
   auto* lse = static_cast<float*>(at_.lse.data);
   auto* losses = static_cast<double*>(at_.row_losses.data);
   normalize(x);
   for (const Chunk& chunk : chunks()) {
-    statistics(chunk, chunk_logits(chunk), lse + chunk.begin, nullptr, losses + chunk.begin);
+    statistics(chunk, chunk_logits(layers, chunk), lse + chunk.begin, nullptr,
+               losses + chunk.begin);
   }
   sequence_logps(stream_, of_sequences, losses, staged_row_offsets_,
                  int64_t(row_offsets_.size()) - 1);
 }
 
-void LossHead::reference(ConstMatrix x) {
+void LossHead::reference(const LinearContext& layers, ConstMatrix x) {
   const ProfileSpan span("layer", "loss");
-  logps(x, reference_logps_.as<double>());
+  logps(layers, x, reference_logps_.as<double>());
 }
 
-void LossHead::forward_backward(ConstMatrix x, Matrix dx) {
+void LossHead::head_forward(const LinearContext& c, Matrix logits, ConstMatrix normed) {
+  const int64_t n = logits.rows;
+  linear_group_forward(c, weights_.head, {&logits, 1}, normed,
+                       dims_.lora_rank > 0 ? at_.u.row_range(0, n) : Matrix{});
+  if (const TokenRows& rows = weights_.head_tokens) {
+    const Matrix own = at_.tokens.row_range(0, n);
+    matmul_nt(stream_, own, normed, rows.values);
+    put_columns(stream_, logits, own, rows.device_ids, weights_.vocabulary.begin);
+  }
+}
+
+void LossHead::head_backward(const LinearContext& c, Matrix d_normed, Matrix logits,
+                             ConstMatrix normed) {
+  const int64_t n = logits.rows;
+  const TokenRows& rows = weights_.head_tokens;
+  const Matrix own = rows ? at_.tokens.row_range(0, n) : Matrix{};
+  if (rows) {
+    take_columns(stream_, own, logits, rows.device_ids, weights_.vocabulary.begin);
+    if (rows.gradient) matmul_tn(stream_, rows.gradient, own, normed, 1, 1);
+  }
+  const ConstMatrix d_logits = logits;
+  linear_group_backward(c, weights_.head, d_normed, {&d_logits, 1}, normed,
+                        dims_.lora_rank > 0 ? at_.u.row_range(0, n) : Matrix{});
+  if (rows) matmul_nn(stream_, d_normed, own, rows.values, 1, 1);
+}
+
+void LossHead::forward_backward(const LinearContext& layers, ConstMatrix x, Matrix dx) {
   const ProfileSpan span("layer", "loss");
   auto* lse = static_cast<float*>(at_.lse.data);
   if (!pairs()) {
     normalize(x);
     for (const Chunk& chunk : chunks()) {
-      const Matrix logits = chunk_logits(chunk);
+      const Matrix logits = chunk_logits(layers, chunk);
       statistics(chunk, logits, lse, &totals()->loss, nullptr);
-      if (dx) gradient(chunk, logits, lse, nullptr);
+      if (dx) gradient(layers, chunk, logits, lse, nullptr);
     }
     if (dx) finish_backward(dx);
     return;
@@ -175,23 +229,24 @@ void LossHead::forward_backward(ConstMatrix x, Matrix dx) {
   // A row's factor in the gradient depends on all rows of its pair: their losses come first, and
   // logits again, unless one chunk holds them all.
   auto* factors = dx ? static_cast<float*>(at_.row_factors.data) : nullptr;
-  logps(x, policy_logps_.as<double>());
+  logps(layers, x, policy_logps_.as<double>());
   preference_loss(stream_, factors, totals(), policy_logps_.as<double>(),
                   reference_logps_.as<double>(), staged_row_offsets_,
                   int64_t(row_offsets_.size()) / 2, dims_.beta);
   if (!dx) return;
   const std::vector<Chunk> all = chunks();
   for (const Chunk& chunk : all) {
-    const Matrix logits = all.size() == 1 ? at_.logits.row_range(0, chunk.n) : chunk_logits(chunk);
-    gradient(chunk, logits, lse + chunk.begin, factors + chunk.begin);
+    const Matrix logits =
+        all.size() == 1 ? at_.logits.row_range(0, chunk.n) : chunk_logits(layers, chunk);
+    gradient(layers, chunk, logits, lse + chunk.begin, factors + chunk.begin);
   }
   finish_backward(dx);
 }
 
-void LossHead::logits(ConstMatrix x, int64_t row, Matrix logits) {
+void LossHead::logits(const LinearContext& c, ConstMatrix x, int64_t row, Matrix logits) {
   const Matrix normed = at_.normed.row_range(0, 1);
   norm_forward(stream_, config_, normed, {}, x.row_range(row, 1), weights_.final_norm);
-  frozen_forward(stream_, logits, normed, weights_.head);
+  head_forward(c, logits, normed);
 }
 
 }  // namespace lorashard

@@ -9,17 +9,19 @@
 #include "kernels/transfer.h"
 #include "parallel/collectives.h"
 #include "trainer/model/activations.h"
-#include "trainer/model/weights.h"
+#include "trainer/model/linear.h"
 
 namespace lorashard {
 
 // What the loss works in: `tokens` rows at most, of which chunk_rows are logits at once.
 struct LossDims {
   int64_t tokens, hidden, norm_stats, chunk_rows;
-  int64_t vocabulary;  // of this rank
-  int64_t ranks;       // over which the vocabulary is split
-  DType type;          // of activations
-  double beta;         // above 0: of pairs (kernels/preference.h)
+  int64_t vocabulary;      // of this rank
+  int64_t ranks;           // over which the vocabulary is split
+  DType type;              // of activations
+  double beta;             // above 0: of pairs (kernels/preference.h)
+  int64_t lora_rank = 0;   // of the head
+  int64_t token_rows = 0;  // ModelWeights::head_tokens
 };
 struct LossBuffers {
   Matrix picked, normed, d_normed;  // (tokens,H)
@@ -28,6 +30,8 @@ struct LossBuffers {
   Matrix stats;                     // (ranks * chunk,3) F32
   Matrix lse;                       // (chunk,1) F32; of pairs (tokens,1)
   Matrix row_losses, row_factors;   // of pairs: (tokens,1) F64, F32
+  Matrix u, t;                      // (chunk,lora_rank) F32; empty without LoRA
+  Matrix tokens;                    // (chunk,token_rows) F32: logits of such rows
 };
 LossBuffers plan_loss(Arena& arena, const LossDims& dims);
 
@@ -42,21 +46,24 @@ class LossHead {
            Communicator& tensor, int64_t max_tokens, DType activation_type, double beta);
 
   // Allocates what the calls below work in. To be called before them.
-  void plan(Arena& arena) { at_ = plan_loss(arena, dims_); }
+  void plan(Arena& arena);
   // Brings the labels of a micro-batch to the device: T entries in host memory, -100 masked.
   // offsets(S + 1): where its sequences begin.
-  void stage(std::span<const int32_t> labels, std::span<const int32_t> offsets);
+  // Dropout needs the tokens' row_keys, T in host memory.
+  void stage(std::span<const int32_t> labels, std::span<const int32_t> offsets,
+             std::span<const uint64_t> row_keys = {});
   // Adds the sum over unmasked rows of -log p(label), formed in double, to totals()->loss; of pairs
   // the sum over pairs, and what belongs to it. Unless dx(T,H) is empty it gets the gradient of
-  // that sum for x(T,H), the same on every rank.
-  void forward_backward(ConstMatrix x, Matrix dx);
+  // that sum for x(T,H), the same on every rank, and the head its own where it is trained. `layers`
+  // is their context; of its dropout the rate and seed count, where stage() got row_keys.
+  void forward_backward(const LinearContext& layers, ConstMatrix x, Matrix dx);
   // Of pairs, before forward_backward(): x is the reference's.
-  void reference(ConstMatrix x);
+  void reference(const LinearContext& layers, ConstMatrix x);
   // Where the losses add up, on the stream's device.
   LossTotals* totals() const { return totals_.as<LossTotals>(); }
 
   // logits(1, V of this rank) F32 for row `row` of x: for generation.
-  void logits(ConstMatrix x, int64_t row, Matrix logits);
+  void logits(const LinearContext& c, ConstMatrix x, int64_t row, Matrix logits);
 
   int64_t chunk_rows() const { return dims_.chunk_rows; }
 
@@ -68,11 +75,17 @@ class LossHead {
   std::vector<Chunk> chunks() const;
   bool pairs() const { return dims_.beta > 0; }
   void normalize(ConstMatrix x);
-  Matrix chunk_logits(const Chunk& chunk);
+  LinearContext head_context(const LinearContext& layers, const Chunk& chunk) const;
+  Matrix chunk_logits(const LinearContext& layers, const Chunk& chunk);
   void statistics(const Chunk& chunk, Matrix logits, float* lse, double* loss, double* row_losses);
-  void gradient(const Chunk& chunk, Matrix logits, const float* lse, const float* row_factors);
+  void gradient(const LinearContext& layers, const Chunk& chunk, Matrix logits, const float* lse,
+                const float* row_factors);
   void finish_backward(Matrix dx);
-  void logps(ConstMatrix x, double* of_sequences);
+  void logps(const LinearContext& layers, ConstMatrix x, double* of_sequences);
+  // logits(n,V) of normed(n,H); backward: gradients of what is trained, and d_normed(n,H) of this
+  // rank's columns.
+  void head_forward(const LinearContext& c, Matrix logits, ConstMatrix normed);
+  void head_backward(const LinearContext& c, Matrix d_normed, Matrix logits, ConstMatrix normed);
 
   Stream& stream_;
   const ModelConfig& config_;
@@ -84,6 +97,9 @@ class LossHead {
   const int32_t *staged_rows_ = nullptr, *staged_labels_ = nullptr, *staged_row_offsets_ = nullptr;
   Buffer totals_;
   Buffer policy_logps_, reference_logps_;  // of pairs: one double a sequence
+  std::vector<uint64_t> keys_;             // of rows_; empty without dropout
+  Staged<uint64_t> device_keys_;
+  const uint64_t* staged_keys_ = nullptr;
   LossBuffers at_;
 };
 

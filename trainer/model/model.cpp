@@ -10,7 +10,6 @@
 #include <set>
 
 #include "kernels/elementwise.h"
-#include "kernels/float_types.h"
 #include "kernels/profile.h"
 #include "kernels/transfer.h"
 #include "parallel/tensor_region.h"
@@ -44,9 +43,10 @@ Model::Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, F
       gradients_(gradients),
       tensor_(tensor),
       options_(options),
+      embedding_(stream, config, weights, options.max_tokens),
       loss_(stream, config, weights, tensor, options.max_tokens, options.activation_type,
             options.preference_beta) {
-  ids_ = Staged<int32_t>(stream, options.max_tokens);
+  if (factors) attach_factors(weights, factors, gradients);
   positions_ = Staged<int32_t>(stream, options.max_tokens);
   for (auto& offsets : offsets_) offsets = Staged<int32_t>(stream, options.max_tokens + 1);
   kv_offsets_ = Staged<int32_t>(stream, 2);
@@ -110,7 +110,8 @@ void Model::plan() {
   d.type = options_.activation_type;
   d.layers = config_.layers;
   d.first_layer = 0;
-  while (d.backward && d.first_layer < d.layers &&
+  d.embedding_rank = weights_.embedding_lora ? weights_.embedding_lora->lora_rank : 0;
+  while (d.backward && !weights_.trains_embedding() && d.first_layer < d.layers &&
          !weights_.blocks[size_t(d.first_layer)].trained()) {
     ++d.first_layer;
   }
@@ -256,14 +257,14 @@ std::vector<LayerPart> Model::stage_parts(const MicroBatch& batch, bool training
   return parts;
 }
 
-void Model::embed(const int32_t* ids, const int32_t* positions, int64_t tokens) {
+Matrix Model::embedding_u(int64_t tokens) const {
+  return dims_.embedding_rank > 0 ? activations_.embedding_u.row_range(0, tokens) : Matrix{};
+}
+
+void Model::embed(const LinearContext& c, const int32_t* positions, int64_t tokens) {
   const ProfileSpan span("layer", "embedding");
   const Matrix x = activations_.residual[0].row_range(0, tokens);
-  // transformers rounds the factor to the type that the model runs in.
-  const float scale = options_.activation_type == DType::BF16
-                          ? bf16_to_float(float_to_bf16(config_.embedding_scale))
-                          : config_.embedding_scale;
-  frozen_rows(stream_, x, ids, weights_.embedding, weights_.vocabulary.begin, scale);
+  embedding_.forward(c, x, embedding_u(tokens), activations_.scratch.delta.row_range(0, tokens));
   leave_region(tensor_, stream_, x, "embedding");
   if (!weights_.positions.matrix) return;
   const Matrix learned = activations_.scratch.norm.row_range(0, tokens);
@@ -272,7 +273,8 @@ void Model::embed(const int32_t* ids, const int32_t* positions, int64_t tokens) 
 }
 
 LayerStack Model::stack() const {
-  return {tensor_, weights_.blocks, labels_, activations_, dims_.first_layer};
+  return {tensor_,      weights_.blocks,   labels_,
+          activations_, dims_.first_layer, weights_.trains_embedding()};
 }
 
 void Model::clear_loss() {
@@ -280,17 +282,17 @@ void Model::clear_loss() {
 }
 
 // Of pairs: what the base says of them, its factors off.
-void Model::forward_reference(const int32_t* ids, int64_t tokens,
-                              std::span<const LayerPart> parts) {
+void Model::forward_reference(int64_t tokens, std::span<const LayerPart> parts) {
   const ProfileSpan span("layer", "reference");
   std::vector<LayerPart> base(parts.begin(), parts.end());
   for (LayerPart& p : base) {
     p.context.linear.values = nullptr;
     p.context.linear.dropout = {};
   }
-  embed(ids, parts.front().context.positions, tokens);
+  const BlockContext& c = base.front().context;
+  embed(c.linear, c.positions, tokens);
   forward_layers(stack(), base, nullptr);
-  loss_.reference(activations_.residual.back().row_range(0, tokens));
+  loss_.reference(c.linear, activations_.residual.back().row_range(0, tokens));
 }
 
 void Model::forward_backward(const MicroBatch& batch) {
@@ -300,19 +302,25 @@ void Model::forward_backward(const MicroBatch& batch) {
 
 void Model::stage(const MicroBatch& batch) {
   assert(factors_ && gradients_);
-  staged_ = {ids_.put(batch.ids), int64_t(batch.ids.size()), stage_parts(batch, true)};
-  loss_.stage(batch.labels, batch.offsets);
+  embedding_.stage(batch.ids);
+  staged_ = {int64_t(batch.ids.size()), stage_parts(batch, true)};
+  const bool dropout = options_.dropout > 0 && weights_.head.adapted();
+  loss_.stage(batch.labels, batch.offsets, dropout ? batch.row_keys : std::span<const uint64_t>());
 }
 
 void Model::forward_backward_staged() {
-  if (options_.preference_beta > 0) {
-    forward_reference(staged_.ids, staged_.tokens, staged_.parts);
-  }
-  embed(staged_.ids, staged_.parts.front().context.positions, staged_.tokens);
+  const int64_t tokens = staged_.tokens;
+  const LinearContext& c = staged_.parts[0].context.linear;
+  const Matrix dx = activations_.dx.row_range(0, tokens);
+  if (options_.preference_beta > 0) forward_reference(tokens, staged_.parts);
+  embed(c, staged_.parts[0].context.positions, tokens);
   forward_layers(stack(), staged_.parts, nullptr);
-  loss_.forward_backward(activations_.residual.back().row_range(0, staged_.tokens),
-                         activations_.dx.row_range(0, staged_.tokens));
+  loss_.forward_backward(c, activations_.residual.back().row_range(0, tokens), dx);
   backward_layers(stack(), staged_.parts);
+  if (weights_.trains_embedding()) {
+    const ProfileSpan span("layer", "embedding");
+    embedding_.backward(c, dx, embedding_u(tokens));
+  }
 }
 
 LossTotals Model::evaluate(const MicroBatch& batch) {
@@ -320,12 +328,13 @@ LossTotals Model::evaluate(const MicroBatch& batch) {
   const auto tokens = int64_t(batch.ids.size());
   std::vector<LayerPart> parts = stage_parts(batch, false);
   loss_.stage(batch.labels, batch.offsets);
-  const int32_t* ids = ids_.put(batch.ids);
-  if (options_.preference_beta > 0) forward_reference(ids, tokens, parts);
-  embed(ids, parts.front().context.positions, tokens);
+  embedding_.stage(batch.ids);
+  if (options_.preference_beta > 0) forward_reference(tokens, parts);
+  embed(parts[0].context.linear, parts[0].context.positions, tokens);
   forward_layers(stack(), parts, nullptr);
   clear_loss();
-  loss_.forward_backward(activations_.residual.back().row_range(0, tokens), {});
+  loss_.forward_backward(parts[0].context.linear, activations_.residual.back().row_range(0, tokens),
+                         {});
   return host_copy(stream_, loss_totals(), 1)[0];
 }
 
@@ -362,13 +371,14 @@ void Model::decode(DecodeState& state, std::span<const int32_t> tokens, std::spa
     const Sequences sequences{offsets, kv_offsets, offsets_[0].put(offsets),
                               kv_offsets_.put(kv_offsets)};
     LayerPart whole = part(0, n, sequences, positions_.put(positions), {});
-    embed(ids_.put(piece), whole.context.positions, n);
+    embedding_.stage(piece);
+    embed(whole.context.linear, whole.context.positions, n);
     forward_layers(stack(), {&whole, 1}, &state.caches);
     state.position += n;
     if (!tokens.empty()) continue;
     // Each rank's slice in its place, zero elsewhere; all-reduced, it is the whole row.
     fill_zero(stream_, all);
-    loss_.logits(activations_.residual.back(), n - 1,
+    loss_.logits(whole.context.linear, activations_.residual.back(), n - 1,
                  all.col_range(weights_.vocabulary.begin, weights_.vocabulary.size()));
     leave_region(tensor_, stream_, all, "logits");
     copy_to_host(stream_, logits.data(), all.data, int64_t(logits.size_bytes()));

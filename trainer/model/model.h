@@ -9,6 +9,7 @@
 #include "trainer/data/batches.h"
 #include "trainer/model/activations.h"
 #include "trainer/model/dora.h"
+#include "trainer/model/embedding.h"
 #include "trainer/model/layers.h"
 #include "trainer/model/loss.h"
 
@@ -94,9 +95,10 @@ class Model {
   LayerPart part(int64_t first_row, int64_t tokens, const Sequences& sequences,
                  const int32_t* positions, const DropoutState& dropout) const;
   std::vector<LayerPart> stage_parts(const MicroBatch& batch, bool training);
-  void forward_reference(const int32_t* ids, int64_t tokens, std::span<const LayerPart> parts);
-  // Both of the whole micro-batch, on the device.
-  void embed(const int32_t* ids, const int32_t* positions, int64_t tokens);
+  void forward_reference(int64_t tokens, std::span<const LayerPart> parts);
+  // positions: of the whole micro-batch, on the device.
+  void embed(const LinearContext& c, const int32_t* positions, int64_t tokens);
+  Matrix embedding_u(int64_t tokens) const;
   MicroBatch largest_micro_batch() const;
   int64_t full_sequences() const;
   LayerStack stack() const;
@@ -115,13 +117,13 @@ class Model {
   std::optional<DoraNorms> dora_;
   Matrix rope_table_, window_rope_table_;  // one and the same where the config has one rope
   std::vector<SublayerLabels> labels_;
+  Embedding embedding_;
   LossHead loss_;
-  Staged<int32_t> ids_, positions_, offsets_[2], kv_offsets_;
+  Staged<int32_t> positions_, offsets_[2], kv_offsets_;
   std::vector<int32_t> part_offsets_[2];
   Staged<uint64_t> row_keys_;
   // The micro-batch that was staged last, on the device.
   struct StagedBatch {
-    const int32_t* ids = nullptr;
     int64_t tokens = 0;
     std::vector<LayerPart> parts;
   } staged_;

@@ -24,6 +24,41 @@ ConstMatrix on_device(Stream& stream, WeightSlice slice,
   return to;
 }
 
+// What an adapter has for embedding and head themselves.
+void attach_vocabulary(ModelWeights& w, const Factors* factors, float* gradients) {
+  Linear& head = w.head.linears[0];
+  w.embedding = w.base_embedding;
+  head.weight = w.base_head;
+  w.embedding_lora = nullptr;
+  w.embedding_gradient = head.weight_gradient = {};
+  w.embedding_tokens = w.head_tokens = {};
+  w.lora_trains = gradients != nullptr;
+  if (!factors) return;
+  w.embedding_lora = factors->find(w.embedding_name);
+  for (const AdapterTensor& t : factors->layout().tensors) {
+    if (t.kind != AdapterTensorKind::Base) continue;
+    const TrainedTensor& trained = factors->layout().trained[t.index];
+    const bool of_embedding = trained.base.name == w.embedding_name + ".weight";
+    const bool of_head = trained.tied || trained.base.name == "lm_head.weight";
+    const Matrix values = local_block(t, factors->values());
+    const Matrix gradient = gradients ? local_block(t, gradients) : Matrix{};
+    if (!trained.rows.empty()) {
+      const TokenRows rows{values, gradient, factors->device_rows(t), &trained.rows};
+      if (of_embedding) w.embedding_tokens = rows;
+      if (of_head) w.head_tokens = rows;
+      continue;
+    }
+    if (of_embedding) {
+      w.embedding = {values};
+      w.embedding_gradient = gradient;
+    }
+    if (of_head) {
+      head.weight = {values};
+      head.weight_gradient = gradient;
+    }
+  }
+}
+
 }  // namespace
 
 bool LinearGroup::trained() const {
@@ -33,6 +68,16 @@ bool LinearGroup::trained() const {
 
 bool BlockWeights::trained() const {
   return std::any_of(groups.begin(), groups.end(), [](const auto& g) { return g.trained(); });
+}
+
+int32_t TokenRows::find(int32_t token) const {
+  if (!ids) return -1;
+  const auto found = std::find(ids->begin(), ids->end(), token);
+  return found == ids->end() ? -1 : int32_t(found - ids->begin());
+}
+
+bool ModelWeights::trains_embedding() const {
+  return embedding_gradient || embedding_tokens.gradient || (embedding_lora && lora_trains);
 }
 
 ModelWeights arrange_weights(const ModelConfig& config, int tp_rank, int tp_size,
@@ -60,9 +105,13 @@ ModelWeights arrange_weights(const ModelConfig& config, int tp_rank, int tp_size
     return get(outer_name(config, name) + tensor);
   };
   ModelWeights w;
-  w.embedding = {outer(config.names.embedding, ".weight")};
+  w.embedding_name = outer_name(config, config.names.embedding);
+  w.base_embedding = w.embedding = {outer(config.names.embedding, ".weight")};
   if (config.names.positions) w.positions = {outer(config.names.positions, ".weight")};
-  w.head = config.tied_embeddings ? w.embedding : FrozenWeight{get("lm_head.weight")};
+  w.base_head = {get(stored_tensor(config, "lm_head.weight"))};
+  Linear& head = w.head.linears.emplace_back();
+  head.name = "lm_head";
+  head.weight = w.base_head;
   w.vocabulary = split_features(config.vocab_size, tp_rank, tp_size);
   w.final_norm = {outer(config.names.final_norm, ".weight"),
                   outer(config.names.final_norm, ".bias")};
@@ -105,24 +154,27 @@ ModelWeights load_weights(Stream& stream, const BaseModel& base, int tp_rank, in
   return w;
 }
 
-void attach_factors(ModelWeights& weights, const Factors* factors) {
-  for (BlockWeights& b : weights.blocks) {
-    for (LinearGroup& group : b.groups) {
-      group.lora_rank = 0;
-      for (Linear& linear : group.linears) {
-        linear.lora = factors ? factors->find(linear.name) : nullptr;
-        linear.dora = {};
-        linear.trained_bias =
-            factors && linear.base_bias ? factors->find_trained(linear.name + ".bias") : nullptr;
-        linear.bias = linear.trained_bias
-                          ? local_block(*linear.trained_bias, factors->values(), linear.piece)
-                          : linear.base_bias;
-        if (!linear.lora) continue;
-        if (linear.piece == 0) group.lora_rank += linear.lora->lora_rank;
-        linear.u_column = group.lora_rank - linear.lora->lora_rank;
-      }
+void attach_factors(ModelWeights& weights, const Factors* factors, float* gradients) {
+  const auto attach = [&](LinearGroup& group) {
+    group.lora_rank = 0;
+    for (Linear& linear : group.linears) {
+      linear.lora = factors ? factors->find(linear.name) : nullptr;
+      linear.dora = {};
+      linear.trained_bias =
+          factors && linear.base_bias ? factors->find_trained(linear.name + ".bias") : nullptr;
+      linear.bias = linear.trained_bias
+                        ? local_block(*linear.trained_bias, factors->values(), linear.piece)
+                        : linear.base_bias;
+      if (!linear.lora) continue;
+      if (linear.piece == 0) group.lora_rank += linear.lora->lora_rank;
+      linear.u_column = group.lora_rank - linear.lora->lora_rank;
     }
+  };
+  for (BlockWeights& b : weights.blocks) {
+    for (LinearGroup& group : b.groups) attach(group);
   }
+  attach(weights.head);
+  attach_vocabulary(weights, factors, gradients);
 }
 
 }  // namespace lorashard

@@ -34,6 +34,7 @@ struct Linear {
   ConstMatrix base_bias = {};
   const AdapterTensor* trained_bias = nullptr;  // null: the base's
   DoraVectors dora = {};
+  Matrix weight_gradient = {};  // where that of W is added, F32; empty: W is frozen
 };
 
 // The linear modules of one InputGroup.
@@ -54,11 +55,35 @@ struct BlockWeights {
   bool trained() const;
 };
 
+// Rows of embedding or head that stand in place of the weight's (PEFT's trainable tokens).
+struct TokenRows {
+  ConstMatrix values;                   // (n,H) F32, whole on every rank
+  Matrix gradient;                      // of the same shape; empty: none is wanted
+  const int32_t* device_ids = nullptr;  // n, of the vocabulary
+  const std::vector<int64_t>* ids = nullptr;
+  explicit operator bool() const { return ids != nullptr; }
+  // The row that stands for a token, or -1.
+  int32_t find(int32_t token) const;
+};
+
 struct ModelWeights {
-  FrozenWeight embedding, head;  // (V of this rank, H); the same pages when tied
-  Range vocabulary;              // rows of the two that this rank holds
-  FrozenWeight positions;        // (positions, H), or empty: learned positions
+  std::string embedding_name;  // "model.embed_tokens"
+  FrozenWeight embedding;      // (V of this rank, H)
+  LinearGroup head;            // one module of that shape, the same pages when tied
+  Range vocabulary;            // rows of the two that this rank holds
+  FrozenWeight positions;      // (positions, H), or empty: learned positions
   NormWeights final_norm;
+  // Where the gradient of the embedding is added, F32; empty: it is frozen. That of the head is
+  // Linear::weight_gradient.
+  Matrix embedding_gradient = {};
+  // What an adapter has for the two, beside LoRA of the head (attach_factors). A weight that is
+  // trained itself stands in place of the base's, which is kept for the next adapter.
+  const LoraModule* embedding_lora = nullptr;
+  TokenRows embedding_tokens, head_tokens;
+  FrozenWeight base_embedding, base_head;
+  bool lora_trains = false;  // the factors get gradients
+  // Whether something of the embedding gets a gradient.
+  bool trains_embedding() const;
   std::vector<BlockWeights> blocks;
   // Query heads and key/value heads of this rank, feed-forward width of this rank.
   HeadSplit heads;
@@ -78,8 +103,9 @@ ModelWeights arrange_weights(const ModelConfig& config, int tp_rank, int tp_size
 ModelWeights load_weights(Stream& stream, const BaseModel& base, int tp_rank, int tp_size,
                           const Factors* factors);
 
-// Points the linear modules at other factors and trained biases (null: none, the base's), for
-// swapping adapters on one loaded base.
-void attach_factors(ModelWeights& weights, const Factors* factors);
+// Points the modules at other factors and trained tensors (null: none, the base's), for swapping
+// adapters on one loaded base. `gradients`: a flat buffer of their layout for the gradients of
+// trained weights, or null.
+void attach_factors(ModelWeights& weights, const Factors* factors, float* gradients = nullptr);
 
 }  // namespace lorashard

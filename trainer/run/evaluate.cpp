@@ -78,6 +78,7 @@ int evaluate(const Config& config, const std::string& adapter_dir, const Ranks& 
   run_agreed(session.world, [&] {
     if (!adapter) return;
     check_adapter_base(*adapter, adapter_dir, session.base_digest);
+    check_base_copies(adapter_dir, *session.base);
     factors.emplace(factors_of(session.stream, session.base->config(), *adapter, session.mesh));
   });
   const auto loaded =

@@ -156,7 +156,9 @@ int generate(const GenerateOptions& options, const Ranks& ranks) {
     eos_ids = stop_ids(base, *tokenizer);
     for (const std::string& dir : options.adapters) {
       adapters.emplace_back();
-      if (dir != "base") adapters.back() = read_adapter(dir, base.config());
+      if (dir == "base") continue;
+      adapters.back() = read_adapter(dir, base.config());
+      check_base_copies(dir, base);
     }
     if (adapters.empty()) adapters.emplace_back();
   });

@@ -37,11 +37,37 @@ void check_expressions(const Config& config, const AdapterConfig& c) {
   for (const std::string& p : c.layers_pattern) Pattern(p, config.where("lora.layers_pattern"));
 }
 
+// What embedding and head cannot be adapted with, and what a tied model makes of them.
+void check_vocabulary(const Config& config, const ModelConfig& model, LoraPlan& plan) {
+  std::string adapted;
+  for (const LinearModule& m : plan.modules) {
+    if (m.role == ModuleRole::Layer) continue;
+    adapted = m.name;
+    if (plan.config.use_dora)
+      fail_input(config.where("lora.use_dora"),
+                 "use_dora is true and target_modules adapts " + m.name +
+                     ", where it is not supported; leave one of the two out");
+    if (m.role == ModuleRole::Embedding && config.run.optimizer().loraplus_lr_ratio() != 1)
+      fail_input(config.where("optimizer.loraplus_lr_ratio"),
+                 "loraplus_lr_ratio is not 1 and target_modules adapts " + m.name +
+                     ", for which LoRA+ has a rate of its own that is not supported; leave one of "
+                     "the two out");
+  }
+  const bool any = !adapted.empty() || !plan.config.modules_to_save.empty();
+  if (!model.tied_embeddings && plan.config.ensure_weight_tying)
+    plan.notes.push_back(
+        "lora.ensure_weight_tying has no effect: embedding and head of the model are not tied");
+  if (model.tied_embeddings && any && !plan.config.ensure_weight_tying)
+    plan.notes.push_back(
+        "embedding and head of the model are tied, and the adapter changes one without the other, "
+        "as in PEFT: a merged model has both");
+}
+
 }  // namespace
 
 LoraPlan plan_lora(const Config& config, const BaseModel& base, const std::string& base_digest) {
   const auto& lora = config.run.lora();
-  const std::vector<LinearModule> all = linear_modules(base.config());
+  const std::vector<LinearModule> all = lora_modules(base.config());
   LoraPlan plan;
   AdapterConfig& c = plan.config;
   c.rank = lora.rank();
@@ -65,6 +91,15 @@ LoraPlan plan_lora(const Config& config, const BaseModel& base, const std::strin
   c.layers_pattern.assign(lora.layers_pattern().begin(), lora.layers_pattern().end());
   for (const auto& p : lora.rank_pattern()) c.rank_pattern.emplace_back(p.key(), p.value());
   for (const auto& p : lora.alpha_pattern()) c.alpha_pattern.emplace_back(p.key(), p.value());
+  c.modules_to_save.assign(lora.modules_to_save().begin(), lora.modules_to_save().end());
+  if (lora.trainable_token_indices_size() > 0)
+    c.trainable_token_indices.emplace_back(
+        "", std::vector<int64_t>(lora.trainable_token_indices().begin(),
+                                 lora.trainable_token_indices().end()));
+  for (const auto& p : lora.trainable_tokens())
+    c.trainable_token_indices.emplace_back(
+        p.key(), std::vector<int64_t>(p.value().begin(), p.value().end()));
+  c.ensure_weight_tying = lora.ensure_weight_tying();
   check_expressions(config, c);
   const std::vector<std::string> others = other_modules(base.config());
   const auto match = [&](const AdapterConfig& by) {
@@ -76,6 +111,7 @@ LoraPlan plan_lora(const Config& config, const BaseModel& base, const std::strin
   } else {
     plan.start = read_adapter(lora.init_from(), base.config());
     check_adapter_base(*plan.start, lora.init_from(), base_digest);
+    check_base_copies(lora.init_from(), base);
     const AdapterConfig& theirs = plan.start->config;
     must_agree(config, "lora.rank", c.rank, theirs.rank, "r " + std::to_string(theirs.rank));
     must_agree(config, "lora.alpha", c.alpha, theirs.alpha,
@@ -90,6 +126,15 @@ LoraPlan plan_lora(const Config& config, const BaseModel& base, const std::strin
                                             " differs from the adapter of lora.init_from, which "
                                             "keeps its own; leave the setting out");
     };
+    if (!c.modules_to_save.empty() && c.modules_to_save != theirs.modules_to_save)
+      ignored("lora.modules_to_save");
+    if (!c.trainable_token_indices.empty() &&
+        c.trainable_token_indices != theirs.trainable_token_indices)
+      ignored(lora.trainable_tokens_size() > 0 ? "lora.trainable_tokens"
+                                               : "lora.trainable_token_indices");
+    must_agree(
+        config, "lora.ensure_weight_tying", c.ensure_weight_tying, theirs.ensure_weight_tying,
+        theirs.ensure_weight_tying ? "ensure_weight_tying true" : "ensure_weight_tying false");
     // What counts is what the settings come to.
     AdapterConfig ours = theirs;
     if (!c.rank_pattern.empty()) ours.rank_pattern = c.rank_pattern;
@@ -122,9 +167,17 @@ LoraPlan plan_lora(const Config& config, const BaseModel& base, const std::strin
     c.dropout = dropout;
     plan.modules = std::move(adapted);
   }
-  c.fan_in_fan_out = plan.modules.front().transposed;
+  c.fan_in_fan_out = std::any_of(plan.modules.begin(), plan.modules.end(),
+                                 [](const LinearModule& m) { return m.transposed; });
   check_trainable(c, plan.modules, model_tensors(base.config()), config.where("lora"));
   name_targets(c, all, plan.modules);
+  check_saved_modules(model_tensors(base.config()), c, plan.modules, [&](const char* setting) {
+    const bool by_module = lora.trainable_tokens_size() > 0;
+    const std::string name = setting;
+    return config.where(
+        "lora." + (name == "trainable_token_indices" && by_module ? "trainable_tokens" : name));
+  });
+  check_vocabulary(config, base.config(), plan);
   if (c.bias != "none" && trained_tensors(model_tensors(base.config()), c, plan.modules).empty())
     plan.notes.push_back("lora.bias " + c.bias +
                          (c.bias == "all" ? " has no effect: the model has no biases"
@@ -146,6 +199,20 @@ RunConfig resolved_config(const RunConfig& run, const LoraPlan& plan) {
   lora.set_bias(bias);
   if (!plan.default_targets.empty())
     lora.mutable_target_modules()->Assign(plan.default_targets.begin(), plan.default_targets.end());
+  lora.clear_modules_to_save();
+  for (const std::string& name : plan.config.modules_to_save) lora.add_modules_to_save(name);
+  lora.clear_trainable_token_indices();
+  lora.clear_trainable_tokens();
+  for (const auto& [key, ids] : plan.config.trainable_token_indices) {
+    if (key.empty()) {
+      for (const int64_t id : ids) lora.add_trainable_token_indices(id);
+      continue;
+    }
+    auto& tokens = *lora.add_trainable_tokens();
+    tokens.set_key(key);
+    for (const int64_t id : ids) tokens.add_value(id);
+  }
+  lora.set_ensure_weight_tying(plan.config.ensure_weight_tying);
   lora.clear_rank_pattern();
   lora.clear_alpha_pattern();
   for (const auto& [key, rank] : plan.config.rank_pattern) {

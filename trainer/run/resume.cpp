@@ -36,6 +36,14 @@ void check_same_run(const LoadedCheckpoint& loaded, const Factors& factors,
                fmt::format("{} has use_dora {}, the settings here {}; a run keeps it", name,
                            their.use_dora, our.use_dora));
   }
+  if (their.modules_to_save != our.modules_to_save ||
+      their.trainable_token_indices != our.trainable_token_indices ||
+      their.ensure_weight_tying != our.ensure_weight_tying) {
+    fail_input(config.where("lora"),
+               fmt::format("{} has other modules_to_save, trainable tokens or ensure_weight_tying "
+                           "than the settings here; a run keeps them",
+                           name));
+  }
   if (their.bias != our.bias) {
     fail_input(config.where("lora.bias"),
                fmt::format("{} has bias {}, the settings here {}; a run keeps it", name, their.bias,
@@ -153,7 +161,7 @@ std::string settings_digest(const RunConfig& run) {
 ResumedRun load_run(const fs::path& run_dir, const ModelConfig& model, Factors& factors,
                     TrainingBuffers& buffers, TrainingCounters& counters, const Config& config,
                     bool accept_changes) {
-  const auto loaded = load_newest_checkpoint(run_dir, linear_modules(model), model_tensors(model));
+  const auto loaded = load_newest_checkpoint(run_dir, lora_modules(model), model_tensors(model));
   if (!loaded) return {};
   ResumedRun resumed{.found = true, .notes = loaded->notes};
   const TrainingCounters& theirs = loaded->state.counters;

@@ -75,9 +75,8 @@ std::unique_ptr<LoadedModel> load_model(Session& session, Factors* factors, floa
 
 Factors factors_of(Stream& stream, const ModelConfig& model, const Adapter& adapter,
                    const Mesh& mesh) {
-  Factors factors(stream,
-                  adapter_layout(model, modules_with_factors(adapter, linear_modules(model)),
-                                 adapter.config, mesh.tp_rank, mesh.tp_size));
+  Factors factors(stream, adapter_layout(model, modules_with_factors(adapter, lora_modules(model)),
+                                         adapter.config, mesh.tp_rank, mesh.tp_size));
   factors.load(adapter);
   return factors;
 }
