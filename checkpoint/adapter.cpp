@@ -341,6 +341,7 @@ Adapter read_adapter(const fs::path& dir, const std::vector<LinearModule>& modul
                                     config_path + ": alpha_pattern");
   const std::vector<LinearModule> adapted = match_targets(config, modules, config_path);
   check_trainable(config, adapted, base, config_path);
+  adapter.config.fan_in_fan_out = false;
   for (const LinearModule& m : adapted) {
     adapter.config.fan_in_fan_out |= m.transposed;
     if (config.use_dora && m.role != ModuleRole::Layer)
