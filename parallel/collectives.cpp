@@ -3,6 +3,7 @@
 #include <cassert>
 #include <cstring>
 
+#include "kernels/elementwise.h"
 #include "kernels/profile.h"
 
 namespace lorashard {
@@ -32,6 +33,32 @@ ReduceTicket Communicator::all_reduce_sum_begin(Stream& stream, Matrix x, const 
 
 void Communicator::all_reduce_sum_wait(Stream& stream, ReduceTicket ticket) {
   if (ticket != 0) do_all_reduce_sum_wait(stream, ticket);
+}
+
+void Communicator::reduce_scatter_sum(Stream& stream, Matrix x, const char* label) {
+  assert(x.rows == 1 && x.cols % size_ == 0);
+  if (stream.reserving()) return;
+  const int64_t bytes = x.cols * size_of(x.dtype);
+  record("reduce_scatter", label, bytes);
+  const ProfileSpan span("collective", label, double(bytes));
+  if (size_ > 1 && x.cols > 0) do_reduce_scatter_sum(stream, x);
+}
+
+void Communicator::all_gather_slices(Stream& stream, Matrix x, const char* label) {
+  assert(x.rows == 1 && x.cols % size_ == 0);
+  if (stream.reserving()) return;
+  const int64_t bytes = x.cols * size_of(x.dtype);
+  record("all_gather", label, bytes);
+  const ProfileSpan span("collective", label, double(bytes));
+  if (size_ > 1 && x.cols > 0) do_all_gather_slices(stream, x);
+}
+
+// The sum of what every rank has in its own slice and zeros elsewhere.
+void Communicator::do_all_gather_slices(Stream& stream, Matrix x) {
+  const int64_t mine = x.cols / size_;
+  fill_zero(stream, x.col_range(0, mine * rank_));
+  fill_zero(stream, x.col_range(mine * (rank_ + 1), mine * (size_ - rank_ - 1)));
+  do_all_reduce_sum(stream, x);
 }
 
 void Communicator::all_gather(const void* send, void* receive, int64_t bytes, const char* label) {

@@ -18,7 +18,7 @@ namespace lorashard {
 
 // One entry per call, for tests and for `output.trace_collectives`.
 struct CollectiveCall {
-  std::string operation;  // "all_reduce", "all_gather", "broadcast", "barrier"
+  std::string operation;  // "all_reduce", "reduce_scatter", "all_gather", "broadcast", "barrier"
   std::string label;  // what was moved, for example "lora_gradient" or "layer.3.attention.forward"
   int64_t bytes = 0;  // payload of this rank
 };
@@ -48,6 +48,13 @@ class Communicator {
   // the implementation can, and must leave x alone. Several all-reduces may be under way.
   ReduceTicket all_reduce_sum_begin(Stream& stream, Matrix x, const char* label);
   void all_reduce_sum_wait(Stream& stream, ReduceTicket ticket);
+  // Of x(1,n), cut in size() equal slices of which slice r is rank r's. x: as of all_reduce_sum,
+  // F32 or BF16; n is a multiple of size(). This rank's slice becomes the sum over the ranks; the
+  // others are left undefined.
+  void reduce_scatter_sum(Stream& stream, Matrix x, const char* label);
+  // Every slice becomes what its rank has there.
+  void all_gather_slices(Stream& stream, Matrix x, const char* label);
+  Matrix slice(Matrix x) const { return x.col_range(x.cols / size_ * rank_, x.cols / size_); }
   // Host memory: receive = the ranks' `bytes` bytes, one after the other in rank order.
   void all_gather(const void* send, void* receive, int64_t bytes, const char* label);
   // Host memory: data of rank `root` to all.
@@ -71,6 +78,9 @@ class Communicator {
     return 0;
   }
   virtual void do_all_reduce_sum_wait(Stream&, ReduceTicket) {}
+  // Where they are not overridden, an all-reduce does it.
+  virtual void do_reduce_scatter_sum(Stream& stream, Matrix x) { do_all_reduce_sum(stream, x); }
+  virtual void do_all_gather_slices(Stream& stream, Matrix x);
   virtual void do_all_gather(const void* send, void* receive, int64_t bytes) = 0;
   virtual void do_broadcast(void* data, int64_t bytes, int root) = 0;
   virtual void do_barrier() = 0;

@@ -13,4 +13,6 @@ Mesh make_mesh(Communicator& world, int tensor_degree) {
   return mesh;
 }
 
+void form_data_groups(Mesh& mesh) { mesh.data = mesh.world->split(mesh.tp_rank); }
+
 }  // namespace lorashard

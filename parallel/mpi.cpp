@@ -130,6 +130,20 @@ class MpiCommunicator final : public Communicator {
                 "MPI_Allreduce");
     }
   }
+  void do_reduce_scatter_sum(Stream& stream, Matrix x) override {
+    {
+      const PeerWait wait(group_, "reduce_scatter", label());
+      if (shared_ && shared_->reduce_scatter(comm_, stream, x)) return;
+    }
+    do_all_reduce_sum(stream, x);
+  }
+  void do_all_gather_slices(Stream& stream, Matrix x) override {
+    {
+      const PeerWait wait(group_, "all_gather", label());
+      if (shared_ && shared_->all_gather(comm_, stream, x)) return;
+    }
+    Communicator::do_all_gather_slices(stream, x);
+  }
   void do_all_gather(const void* send, void* receive, int64_t bytes) override {
     if (bytes > std::numeric_limits<int>::max()) throw std::logic_error("all_gather: too large");
     const PeerWait wait(group_, "all_gather", label());

@@ -219,9 +219,58 @@ void SharedAllReduce::meet(MPI_Comm comm) {
   for (const Segment& segment : segments_) wait_for(comm, segment.arrived);
 }
 
-bool SharedAllReduce::all_reduce(MPI_Comm comm, Stream& stream, Matrix x) {
+bool SharedAllReduce::is_open_after_asking(MPI_Comm comm) {
   if (state_ == State::New) open(comm);
-  if (state_ != State::Open) return false;
+  return state_ == State::Open;
+}
+
+// A chunk holds a piece of every rank's slice, so that all ranks have as much to add in each.
+bool SharedAllReduce::reduce_scatter(MPI_Comm comm, Stream& stream, Matrix x) {
+  if (!is_open_after_asking(comm)) return false;
+  const auto ranks = int64_t(segments_.size());
+  const int64_t element = size_of(x.dtype), slice = x.cols / ranks;
+  const int64_t most = std::max(kLine / element, chunk_bytes_ / element / ranks);
+  const auto place = [&](int64_t rank, int64_t first) { return x.at(0, rank * slice + first); };
+  for (int64_t first = 0; first < slice; first += most) {
+    const int64_t n = std::min(most, slice - first);
+    const int buffer = std::exchange(turn_, 1 - turn_);
+    for (int64_t r = 0; r < ranks; ++r) {
+      if (r == rank_) continue;
+      copy(stream, segments_[size_t(rank_)].data[buffer] + r * n * element, place(r, first),
+           n * element);
+    }
+    meet(comm);
+    for (int64_t r = 0; r < ranks; ++r)
+      parts_[size_t(r)] = segments_[size_t(r)].data[buffer] + rank_ * n * element;
+    parts_[size_t(rank_)] = place(rank_, first);
+    parallel_for(stream, n, kThreadBytes / element, [&](int64_t b, int64_t e) {
+      sum_range(stream, place(rank_, first), x.dtype, parts_, b, e - b);
+    });
+  }
+  return true;
+}
+
+bool SharedAllReduce::all_gather(MPI_Comm comm, Stream& stream, Matrix x) {
+  if (!is_open_after_asking(comm)) return false;
+  const auto ranks = int64_t(segments_.size());
+  const int64_t element = size_of(x.dtype), slice = x.cols / ranks;
+  const int64_t most = chunk_bytes_ / element;
+  const auto place = [&](int64_t rank, int64_t first) { return x.at(0, rank * slice + first); };
+  for (int64_t first = 0; first < slice; first += most) {
+    const int64_t n = std::min(most, slice - first);
+    const int buffer = std::exchange(turn_, 1 - turn_);
+    copy(stream, segments_[size_t(rank_)].data[buffer], place(rank_, first), n * element);
+    meet(comm);
+    for (int64_t r = 0; r < ranks; ++r) {
+      if (r == rank_) continue;
+      copy(stream, place(r, first), segments_[size_t(r)].data[buffer], n * element);
+    }
+  }
+  return true;
+}
+
+bool SharedAllReduce::all_reduce(MPI_Comm comm, Stream& stream, Matrix x) {
+  if (!is_open_after_asking(comm)) return false;
   const int64_t element = size_of(x.dtype), line = kLine / element;
   const int64_t all = x.rows * x.cols;
   const auto ranks = int64_t(segments_.size());

@@ -44,6 +44,10 @@ class SharedAllReduce {
   // the window. REQUIRES: `comm` has the same ranks in the same order in every call.
   bool all_reduce(MPI_Comm comm, Stream& stream, Matrix x);
 
+  // Communicator::reduce_scatter_sum and all_gather_slices; otherwise as all_reduce.
+  bool reduce_scatter(MPI_Comm comm, Stream& stream, Matrix x);
+  bool all_gather(MPI_Comm comm, Stream& stream, Matrix x);
+
   // The window exists.
   bool is_open() const { return state_ == State::Open; }
 
@@ -55,6 +59,7 @@ class SharedAllReduce {
   };
 
   void open(MPI_Comm comm);
+  bool is_open_after_asking(MPI_Comm comm);
   void meet(MPI_Comm comm);
   void wait_for(MPI_Comm comm, uint64_t* arrived) const;
 

@@ -78,8 +78,10 @@ class Device {
   Member* join(const ncclUniqueId& id, int rank, int size, WaitGroup& group);
   void leave(Member* member);
 
-  ReduceTicket begin(const Member& member, Matrix x, const char* label);
-  // What is enqueued on the compute stream from now on comes after the all-reduce.
+  // `call`: NCCL's function, which `enqueue` calls for the stream of collectives.
+  ReduceTicket begin(const Member& member, const char* call, const char* label,
+                     const std::function<ncclResult_t(cudaStream_t)>& enqueue);
+  // What is enqueued on the compute stream from now on comes after the collective.
   void wait(ReduceTicket ticket) { slot(ticket).after.order(compute_.compute); }
 
   // Ends every communicator where it stands. What waits for them on the device goes on, with
@@ -98,6 +100,7 @@ class Device {
   static constexpr int64_t kSlots = 32;
   struct AllReduce {
     cuda::Event before, after;
+    const char* call = "";
     std::string label, where;
     WaitGroup* group = nullptr;
     Clock::time_point begun;
@@ -200,22 +203,21 @@ void Device::abort() noexcept {
     if (member->comm) ncclCommAbort(member->comm);
 }
 
-ReduceTicket Device::begin(const Member& member, Matrix x, const char* label) {
+ReduceTicket Device::begin(const Member& member, const char* call, const char* label,
+                           const std::function<ncclResult_t(cudaStream_t)>& enqueue) {
   if (aborted_)
-    fail_run(member.where(), std::string("ncclAllReduce of ") + label +
-                                 " cannot begin: the communicator was aborted");
+    fail_run(member.where(),
+             std::string(call) + " of " + label + " cannot begin: the communicator was aborted");
   const ReduceTicket ticket = ++last_;
   AllReduce& reduction = slot(ticket);
+  reduction.call = call;
   reduction.label = label;
   reduction.where = member.where();
   reduction.group = member.group;
   reduction.begun = Clock::now();
   reduction.before.record(compute_.compute);
   reduction.before.order(stream_);
-  settle(member, "ncclAllReduce",
-         ncclAllReduce(x.data, x.data, size_t(x.rows * x.cols), nccl_type(x.dtype), ncclSum,
-                       member.comm, stream_),
-         reduction_patience, label);
+  settle(member, call, enqueue(stream_), reduction_patience, label);
   reduction.after.record(stream_);
   return ticket;
 }
@@ -237,7 +239,7 @@ void Device::note_wait(const AllReduce* oldest) {
   waiting_.reset();
   waiting_for_ = ticket;
   oldest->group->calls = uint64_t(done_);  // the wait counts itself
-  waiting_.emplace(*oldest->group, "ncclAllReduce", oldest->label.c_str());
+  waiting_.emplace(*oldest->group, oldest->call, oldest->label.c_str());
 }
 
 void Device::watch() {
@@ -250,12 +252,14 @@ void Device::watch() {
         asked != ncclSuccess)
       result = asked;
     if (result != ncclSuccess && result != ncclInProgress)
-      fail(*member, "ncclAllReduce", result, reduction ? reduction->label : "");
+      fail(*member, reduction ? reduction->call : "ncclAllReduce", result,
+           reduction ? reduction->label : "");
   }
   if (reduction && Clock::now() - reduction->begun > reduction_patience.load()) {
     const std::string where = reduction->where, label = reduction->label;
+    const std::string call = reduction->call;
     abort();
-    fail_run(where, "ncclAllReduce of " + label +
+    fail_run(where, call + " of " + label +
                         " did not end in time: a rank is lost or its device does not answer");
   }
 }
@@ -314,7 +318,26 @@ class NcclCommunicator final : public Communicator {
       host_.all_reduce_sum(stream, x, label());
       return 0;
     }
-    return device_->begin(*member_, x, label());
+    return device_->begin(*member_, "ncclAllReduce", label(), [&](cudaStream_t stream) {
+      return ncclAllReduce(x.data, x.data, size_t(x.rows * x.cols), nccl_type(x.dtype), ncclSum,
+                           member_->comm, stream);
+    });
+  }
+  void do_reduce_scatter_sum(Stream& stream, Matrix x) override {
+    if (stream.backend() == Backend::CPU) return host_.reduce_scatter_sum(stream, x, label());
+    const Matrix mine = slice(x);
+    device_->wait(device_->begin(*member_, "ncclReduceScatter", label(), [&](cudaStream_t stream) {
+      return ncclReduceScatter(x.data, mine.data, size_t(mine.cols), nccl_type(x.dtype), ncclSum,
+                               member_->comm, stream);
+    }));
+  }
+  void do_all_gather_slices(Stream& stream, Matrix x) override {
+    if (stream.backend() == Backend::CPU) return host_.all_gather_slices(stream, x, label());
+    const Matrix mine = slice(x);
+    device_->wait(device_->begin(*member_, "ncclAllGather", label(), [&](cudaStream_t stream) {
+      return ncclAllGather(mine.data, x.data, size_t(mine.cols), nccl_type(x.dtype), member_->comm,
+                           stream);
+    }));
   }
   void do_all_reduce_sum_wait(Stream&, ReduceTicket ticket) override {
     if (ticket != 0) device_->wait(ticket);

@@ -106,6 +106,22 @@ TEST(Nccl, SumsInHalves) {
   });
 }
 
+TEST(Nccl, ScattersAndGathersSlices) {
+  NEEDS_CUDA_DEVICES(3);
+  run_ranks(3, [](Communicator& world, Stream& stream) {
+    const size_t slice = 30001, first = slice * size_t(world.rank());
+    std::vector<float> x(3 * slice);
+    for (size_t k = 0; k < x.size(); ++k) x[k] = float(k) + float(world.rank());
+    OnDevice<float> d(stream, x, DType::F32);
+    world.reduce_scatter_sum(stream, d.matrix, "x");
+    x = d.host(stream);
+    for (size_t k = first; k < first + slice; ++k) ASSERT_EQ(x[k], 3 * float(k) + 3);
+    world.all_gather_slices(stream, d.matrix, "x");
+    x = d.host(stream);
+    for (size_t k = 0; k < x.size(); ++k) ASSERT_EQ(x[k], 3 * float(k) + 3);
+  });
+}
+
 TEST(Nccl, PartsOfAWorldSumApart) {
   NEEDS_CUDA_DEVICES(4);
   run_ranks(4, [](Communicator& world, Stream& stream) {

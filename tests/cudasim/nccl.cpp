@@ -16,6 +16,7 @@
 #include <memory>
 #include <random>
 #include <thread>
+#include <vector>
 
 namespace {
 
@@ -62,16 +63,26 @@ struct State {
   std::atomic<cudaStream_t> stream;  // that they were enqueued on
 };
 
-// One all-reduce on its way. Called until it returns true.
-struct AllReduce {
+enum class Kind { AllReduce, ReduceScatter, AllGather };
+
+// One collective on its way. Called until it returns true.
+struct Collective {
   std::shared_ptr<State> state;
+  Kind kind;
   const char* send;
   char* receive;
-  size_t count;
+  size_t count;     // elements that each rank sends
+  size_t received;  // elements that this rank gets
   ncclDataType_t type;
   ncclResult_t fault;
   size_t done = 0;
   bool written = false;
+
+  const char* name() const {
+    return kind == Kind::AllReduce       ? "ncclAllReduce"
+           : kind == Kind::ReduceScatter ? "ncclReduceScatter"
+                                         : "ncclAllGather";
+  }
 
   bool go_on() {
     State& s = *state;
@@ -80,7 +91,8 @@ struct AllReduce {
       return true;
     };
     if (s.aborted) {
-      std::memset(receive + done * bytes_of(type), 0xff, (count - done) * bytes_of(type));
+      const size_t good = kind == Kind::AllReduce ? done : 0;
+      std::memset(receive + good * bytes_of(type), 0xff, (received - good) * bytes_of(type));
       return end();
     }
     if (fault != ncclSuccess) s.error = fault;
@@ -113,12 +125,33 @@ struct AllReduce {
       const NcclSegment::Part& part = s.segment.part(r);
       if (part.written < s.pieces) return false;
       if (part.count != count || part.type != type || part.done != done)
-        throw Violation("ncclAllReduce: rank " + std::to_string(s.rank) + " sums " +
+        throw Violation(std::string(name()) + ": rank " + std::to_string(s.rank) + " sums " +
                         std::to_string(count) + " elements of type " + std::to_string(type) +
                         ", rank " + std::to_string(r) + " " + std::to_string(part.count) +
                         " of type " + std::to_string(part.type));
     }
-    void* out = receive + done * bytes_of(type);
+    if (kind == Kind::AllGather) {
+      for (int r = 0; r < s.size; ++r)
+        std::memcpy(receive + (size_t(r) * count + done) * bytes_of(type), s.segment.part(r).bytes,
+                    n * bytes_of(type));
+    } else {
+      std::vector<char> sum(n * bytes_of(type));
+      add_pieces(sum.data(), n);
+      // The elements that this rank receives, of [done, done + n).
+      const size_t first = kind == Kind::AllReduce ? 0 : size_t(s.rank) * received;
+      const size_t begin = std::max(first, done), end = std::min(first + received, done + n);
+      if (begin < end)
+        std::memcpy(receive + (begin - first) * bytes_of(type),
+                    sum.data() + (begin - done) * bytes_of(type), (end - begin) * bytes_of(type));
+    }
+    s.segment.part(s.rank).read = s.pieces;
+    done += n;
+    written = false;
+    return true;
+  }
+
+  void add_pieces(void* out, size_t n) {
+    State& s = *state;
     switch (type) {
       case ncclFloat32:
         add_parts<float, float>(out, s.segment, s.size, n);
@@ -133,12 +166,11 @@ struct AllReduce {
         add_parts<int64_t, int64_t>(out, s.segment, s.size, n);
         break;
     }
-    s.segment.part(s.rank).read = s.pieces;
-    done += n;
-    written = false;
-    return true;
   }
 };
+
+ncclResult_t enqueue(Kind kind, const void* send, void* receive, size_t count, size_t received,
+                     ncclDataType_t type, ncclComm_t comm, cudaStream_t stream);
 
 bool peers_are_ahead(const State& s) {
   for (int r = 0; r < s.size; ++r)
@@ -169,6 +201,30 @@ struct ncclComm {
     --live;
   }
 };
+
+namespace {
+
+ncclResult_t enqueue(Kind kind, const void* send, void* receive, size_t count, size_t received,
+                     ncclDataType_t type, ncclComm_t comm, cudaStream_t stream) {
+  if (bytes_of(type) == 0 || !arena_holds(send, count * bytes_of(type)) ||
+      !arena_holds(receive, received * bytes_of(type)) || !stream ||
+      device_of(stream) != comm->device)
+    return ncclInvalidArgument;
+  State& s = *comm->state;
+  if (s.error != ncclSuccess) return s.error;
+  if (!s.segment.all_joined()) return ncclInvalidUsage;  // before init has ended
+  const Collective begun{
+      comm->state, kind, static_cast<const char*>(send),        static_cast<char*>(receive), count,
+      received,    type, std::exchange(next_fault, ncclSuccess)};
+  const cudaError_t status = enqueue_made(stream, [begun](cudaStream_t runs_on) -> Work {
+    ++begun.state->waiting;
+    begun.state->stream = runs_on;
+    return [work = std::make_shared<Collective>(begun)] { return work->go_on(); };
+  });
+  return status == cudaSuccess ? ncclSuccess : ncclUnhandledCudaError;
+}
+
+}  // namespace
 
 namespace cudasim {
 void fail_next_all_reduce(ncclResult_t error) { next_fault = error; }
@@ -237,23 +293,22 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* error) {
 
 ncclResult_t ncclAllReduce(const void* send, void* receive, size_t count, ncclDataType_t type,
                            ncclRedOp_t op, ncclComm_t comm, cudaStream_t stream) {
-  if (op != ncclSum || bytes_of(type) == 0) return ncclInvalidArgument;
-  const size_t bytes = count * bytes_of(type);
-  if (!arena_holds(send, bytes) || !arena_holds(receive, bytes) || !stream ||
-      device_of(stream) != comm->device)
-    return ncclInvalidArgument;
-  State& s = *comm->state;
-  if (s.error != ncclSuccess) return s.error;
-  if (!s.segment.all_joined()) return ncclInvalidUsage;  // before init has ended
-  const AllReduce begun{
-      comm->state, static_cast<const char*>(send),        static_cast<char*>(receive), count,
-      type,        std::exchange(next_fault, ncclSuccess)};
-  const cudaError_t status = enqueue_made(stream, [begun](cudaStream_t runs_on) -> Work {
-    ++begun.state->waiting;
-    begun.state->stream = runs_on;
-    return [sum = std::make_shared<AllReduce>(begun)] { return sum->go_on(); };
-  });
-  return status == cudaSuccess ? ncclSuccess : ncclUnhandledCudaError;
+  if (op != ncclSum) return ncclInvalidArgument;
+  return enqueue(Kind::AllReduce, send, receive, count, count, type, comm, stream);
+}
+
+ncclResult_t ncclReduceScatter(const void* send, void* receive, size_t received,
+                               ncclDataType_t type, ncclRedOp_t op, ncclComm_t comm,
+                               cudaStream_t stream) {
+  if (op != ncclSum) return ncclInvalidArgument;
+  return enqueue(Kind::ReduceScatter, send, receive, received * size_t(comm->state->size), received,
+                 type, comm, stream);
+}
+
+ncclResult_t ncclAllGather(const void* send, void* receive, size_t count, ncclDataType_t type,
+                           ncclComm_t comm, cudaStream_t stream) {
+  return enqueue(Kind::AllGather, send, receive, count, count * size_t(comm->state->size), type,
+                 comm, stream);
 }
 
 ncclResult_t ncclCommFinalize(ncclComm_t) { return ncclSuccess; }

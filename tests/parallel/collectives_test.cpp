@@ -53,6 +53,21 @@ TEST(Collectives, GatherBroadcastAndSplit) {
   });
 }
 
+TEST(Collectives, ScatterAndGatherSlices) {
+  run_thread_ranks(3, [](Communicator& c) {
+    Stream stream(1);
+    const int r = c.rank();
+    float x[6];
+    for (int i = 0; i < 6; ++i) x[i] = float(10 * i + r);
+    const Matrix all = matrix(x, 1, 6, DType::F32);
+    c.reduce_scatter_sum(stream, all, "x");
+    for (int i = 2 * r; i < 2 * r + 2; ++i) EXPECT_EQ(x[i], 30.0f * float(i) + 3);
+    EXPECT_EQ(c.slice(all).data, x + 2 * r);
+    c.all_gather_slices(stream, all, "x");
+    for (int i = 0; i < 6; ++i) EXPECT_EQ(x[i], 30.0f * float(i) + 3);
+  });
+}
+
 TEST(Collectives, ATraceListsEachCall) {
   run_thread_ranks(2, [](Communicator& c) {
     std::vector<CollectiveCall> trace;

@@ -167,6 +167,38 @@ TEST(MpiSums, EverySizeInEveryType) {
   check_sums<float>(*by_memory, *by_messages, 1700001);
 }
 
+// A rank's slice of the sum has the bits of the whole sum; gathered, they are the whole sum.
+template <class T>
+void check_slices(Communicator& c, bool serial, int64_t slice, int threads) {
+  SCOPED_TRACE("elements of a slice " + std::to_string(slice));
+  Stream stream(threads);
+  const int64_t n = slice * c.size();
+  std::vector<T> x = part<T>(c.rank(), n, 5);
+  const std::vector<T> expected = serial_sum<T>(c.size(), n, 5);
+  const Matrix all = matrix(x.data(), 1, n, dtype_of<T>());
+  c.reduce_scatter_sum(stream, all, "x");
+  if (serial && slice > 0) {
+    const auto at = size_t(slice * c.rank());
+    EXPECT_EQ(std::memcmp(x.data() + at, expected.data() + at, size_t(slice) * sizeof(T)), 0);
+  }
+  c.all_gather_slices(stream, all, "x");
+  expect_equal_on_all_ranks(c, x);
+  double worst = 0;
+  for (size_t i = 0; i < x.size(); ++i)
+    worst = std::max(worst, std::abs(number(x[i]) - number(expected[i])));
+  EXPECT_LE(worst, tolerance<T>(c.size()));
+}
+
+TEST(MpiSums, SlicesOfASum) {
+  for (const int64_t slice : {0, 1, 15, 16, 4097, 65536, 131073, 300001}) {
+    for (const int threads : {1, 3}) {
+      check_slices<float>(*by_memory, !expect_messages, slice, threads);
+      check_slices<uint16_t>(*by_memory, !expect_messages, slice, threads);
+    }
+    check_slices<float>(*by_messages, false, slice, 1);
+  }
+}
+
 TEST(MpiSums, ThreadsChangeNothing) {
   check_sums<float>(*by_memory, *by_messages, 589824, 3);
   check_sums<uint16_t>(*by_memory, *by_messages, 589825, 3);
