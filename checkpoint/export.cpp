@@ -346,6 +346,40 @@ std::vector<MergeError> export_merged(const BaseModel& base, const Adapter& adap
   return exporter.take_errors();
 }
 
+void write_model(const BaseModel& base, const fs::path& dir, const ExportOptions& options,
+                 const std::map<std::string, std::string>& metadata,
+                 const std::function<void(const BaseModel::Tensor&, const EmitRows&)>& stream) {
+  const std::vector<Shard> shards =
+      split_shards(list_items(base, {}, options), options.max_shard_bytes);
+  for (size_t i = 0; i < shards.size(); ++i) {
+    std::vector<SafetensorsWriter::Entry> entries;
+    for (const Item& item : shards[i])
+      entries.push_back({item.tensor->name, item.dtype, item.tensor->shape});
+    SafetensorsWriter out(dir / shard_name(i, shards.size()), entries, metadata, false);
+    std::vector<char> converted;
+    for (const Item& item : shards[i]) {
+      stream(*item.tensor, [&](ConstMatrix rows) {
+        converted.resize(size_t(rows.rows * rows.cols * size_of(item.dtype)));
+        const RoundingError e =
+            merge_rows(matrix(converted.data(), rows.rows, rows.cols, item.dtype), rows, nullptr,
+                       nullptr, 0, 0);
+        if (!std::isfinite(e.max_abs) || !std::isfinite(e.max_magnitude))
+          fail_run(item.tensor->name, "holds a value that is not finite as " +
+                                          std::string(name_of(item.dtype)) +
+                                          "; write the model in a wider type");
+        out.write(converted.data(), converted.size());
+      });
+    }
+    out.close();
+  }
+  if (shards.size() > 1) write_text(dir / "model.safetensors.index.json", index_text(shards));
+  write_text(
+      dir / "config.json",
+      config_with_dtype(base.config_text(), options.dtype.value_or(base.config().stored_dtype)));
+  for (const std::string& file : base.companion_files())
+    copy_companion(fs::path(base.path()) / file, dir / file);
+}
+
 std::vector<MergeError> export_shards(const BaseModel& base, const Adapter& adapter, int ranks,
                                       const std::string& out, const ExportOptions& options,
                                       Communicator& world) {

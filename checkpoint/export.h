@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -37,6 +38,14 @@ struct ExportOptions {
 // adapted matrix, in the order of the base.
 std::vector<MergeError> export_merged(const BaseModel& base, const Adapter& adapter,
                                       const std::string& out, const ExportOptions& options);
+
+// Writes into the directory `dir` what export_merged would, of weights that come from elsewhere:
+// `stream` calls its second argument with all values of a tensor in fp32, whole rows at a time and
+// in order. `metadata` goes into the header of each safetensors file.
+using EmitRows = std::function<void(ConstMatrix rows)>;
+void write_model(const BaseModel& base, const fs::path& dir, const ExportOptions& options,
+                 const std::map<std::string, std::string>& metadata,
+                 const std::function<void(const BaseModel::Tensor&, const EmitRows&)>& stream);
 
 // The merged model as an immutable base shard set for `ranks` (write_base_shards). Collective, but
 // for one rank: `world` must be alone.

@@ -9,6 +9,7 @@
 
 #include "checkpoint/safetensors.h"
 #include "checkpoint/training_manifest.h"
+#include "checkpoint/weight_state.h"
 #include "configs/error.h"
 
 namespace lorashard {
@@ -109,22 +110,29 @@ void read_state(const fs::path& path, TrainingState& state) {
     fail_input(path.string(), "holds tensors of other factors than the adapter's");
 }
 
+TrainingCounters load_counters(const fs::path& dir) {
+  const TrainingManifest m = verify_training_manifest(dir);
+  return {.step = m.step(),
+          .sequences_consumed = m.sequences_consumed(),
+          .data_begins = m.data_begins(),
+          .sequences = m.sequences(),
+          .tokens = m.tokens(),
+          .steps_skipped = m.steps_skipped(),
+          .seed = m.seed(),
+          .base_digest = m.base_digest(),
+          .data_digest = m.data_digest(),
+          .config_digest = m.config_digest(),
+          .settings = {m.setting().begin(), m.setting().end()},
+          .changes = {m.change().begin(), m.change().end()}};
+}
+
 TrainingState load_checkpoint(const fs::path& dir, const std::vector<LinearModule>& modules,
                               const std::vector<TensorSpec>& tensors) {
-  const TrainingManifest m = verify_training_manifest(dir);
   TrainingState state;
-  state.counters = {.step = m.step(),
-                    .sequences_consumed = m.sequences_consumed(),
-                    .data_begins = m.data_begins(),
-                    .sequences = m.sequences(),
-                    .tokens = m.tokens(),
-                    .steps_skipped = m.steps_skipped(),
-                    .seed = m.seed(),
-                    .base_digest = m.base_digest(),
-                    .data_digest = m.data_digest(),
-                    .config_digest = m.config_digest(),
-                    .settings = {m.setting().begin(), m.setting().end()},
-                    .changes = {m.change().begin(), m.change().end()}};
+  state.counters = load_counters(dir);
+  if (has_weight_state(dir))
+    fail_input((dir / kManifestFile).string(),
+               "is of full fine-tuning; continue the run with train.method: FULL");
   state.adapter = read_adapter(dir, modules, tensors);
   read_state(dir / kStateFile, state);
   return state;
@@ -181,8 +189,18 @@ void remove_leftovers(const fs::path& dir, std::vector<std::string>& notes) {
 
 std::vector<std::string> save_checkpoint(const fs::path& run_dir, const TrainingState& state,
                                          int64_t keep_last) {
+  const auto fill = [&](const fs::path& dir) {
+    std::map<std::string, std::string> digests = write_adapter(dir, state.adapter);
+    digests[kStateFile] = write_state(dir / kStateFile, state);
+    return digests;
+  };
+  return save_checkpoint(run_dir, state.counters, fill, keep_last);
+}
+
+std::vector<std::string> save_checkpoint(const fs::path& run_dir, const TrainingCounters& counters,
+                                         const FillCheckpoint& fill_files, int64_t keep_last) {
   const fs::path dir = checkpoints_dir(run_dir);
-  const std::string name = step_name(state.counters.step);
+  const std::string name = step_name(counters.step);
   std::vector<std::string> notes;
   std::error_code ec;
   fs::create_directories(dir, ec);
@@ -190,9 +208,7 @@ std::vector<std::string> save_checkpoint(const fs::path& run_dir, const Training
   remove_leftovers(dir, notes);
 
   const auto fill = [&](const fs::path& temporary) {
-    std::map<std::string, std::string> digests = write_adapter(temporary, state.adapter);
-    digests[kStateFile] = write_state(temporary / kStateFile, state);
-    write_training_manifest(temporary, state.counters, digests);
+    write_training_manifest(temporary, counters, fill_files(temporary));
   };
   const fs::path target = dir / name;
   if (fs::exists(target, ec)) {
@@ -217,7 +233,7 @@ std::vector<std::string> save_checkpoint(const fs::path& run_dir, const Training
   if (keep_last > 0) {
     int64_t kept = 0;
     for (const int64_t step : list_steps(dir)) {
-      if (step > state.counters.step || ++kept <= keep_last) continue;
+      if (step > counters.step || ++kept <= keep_last) continue;
       const fs::path old = dir / step_name(step);
       const std::vector<fs::path> files = files_of_users(old, target);
       if (files.empty()) {
@@ -231,16 +247,17 @@ std::vector<std::string> save_checkpoint(const fs::path& run_dir, const Training
   return notes;
 }
 
-std::optional<LoadedCheckpoint> load_newest_checkpoint(const fs::path& run_dir,
-                                                       const std::vector<LinearModule>& modules,
-                                                       const std::vector<TensorSpec>& tensors) {
+namespace {
+
+std::optional<LoadedCheckpoint> load_newest(
+    const fs::path& run_dir, const std::function<TrainingState(const fs::path&)>& load) {
   const fs::path dir = checkpoints_dir(run_dir);
   const std::vector<int64_t> steps = list_steps(dir);
   std::vector<std::string> damaged;
   for (const int64_t step : steps) {
     const std::string name = step_name(step);
     try {
-      LoadedCheckpoint loaded{load_checkpoint(dir / name, modules, tensors), dir / name, {}};
+      LoadedCheckpoint loaded{load(dir / name), dir / name, {}};
       if (loaded.state.counters.step != step)
         fail_input(kManifestFile, "is that of step " + std::to_string(loaded.state.counters.step));
       for (const std::string& note : damaged) loaded.notes.push_back(note + "; using " + name);
@@ -266,6 +283,28 @@ std::optional<LoadedCheckpoint> load_newest_checkpoint(const fs::path& run_dir,
   fail_input(dir.string(), "no whole checkpoint is left: " + all);
 }
 
+}  // namespace
+
+std::optional<LoadedCheckpoint> load_newest_checkpoint(const fs::path& run_dir,
+                                                       const std::vector<LinearModule>& modules,
+                                                       const std::vector<TensorSpec>& tensors) {
+  return load_newest(run_dir,
+                     [&](const fs::path& dir) { return load_checkpoint(dir, modules, tensors); });
+}
+
+std::optional<LoadedCheckpoint> load_newest_weights_checkpoint(
+    const fs::path& run_dir, const std::vector<TensorSpec>& tensors) {
+  return load_newest(run_dir, [&](const fs::path& dir) {
+    TrainingState state;
+    state.counters = load_counters(dir);
+    if (!has_weight_state(dir))
+      fail_input((dir / kManifestFile).string(),
+                 "is of an adapter; continue the run with train.method: LORA");
+    const WeightStateFiles checked(dir, tensors);
+    return state;
+  });
+}
+
 bool is_checkpoint(const fs::path& dir) {
   std::error_code ec;
   return fs::exists(dir / kStateFile, ec) ||
@@ -276,8 +315,13 @@ std::vector<std::string> inspect_checkpoint(const fs::path& path) {
   fs::path dir = fs::absolute(path).lexically_normal();
   if (!dir.has_filename()) dir = dir.parent_path();
   const TrainingManifest manifest = verify_training_manifest(dir);
-  load_checkpoint(dir, modules_of_factors(dir), {});
-  std::vector<std::string> adapter = inspect_adapter(dir);
+  std::vector<std::string> content;
+  if (has_weight_state(dir)) {
+    content = inspect_weight_state(dir);
+  } else {
+    load_checkpoint(dir, modules_of_factors(dir), {});
+    content = inspect_adapter(dir);
+  }
   const auto or_none = [](const std::string& s) { return s.empty() ? "unknown" : s; };
   std::vector<std::string> lines = {
       "training checkpoint: " + dir.string(),
@@ -295,7 +339,7 @@ std::vector<std::string> inspect_checkpoint(const fs::path& path) {
   for (const FileDigest& file : manifest.file())
     lines.push_back(file.name() + ": " + std::to_string(file.bytes()) + " bytes, SHA-256 " +
                     file.sha256() + ", verified");
-  lines.insert(lines.end(), adapter.begin(), adapter.end());
+  lines.insert(lines.end(), content.begin(), content.end());
   return lines;
 }
 

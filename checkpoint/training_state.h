@@ -7,12 +7,16 @@
 //       tensors_of()
 //   manifest.textproto                               TrainingManifest (manifest.proto)
 //
+// Those of full fine-tuning have the files of weight_state.h in place of the first two lines'.
+//
 // RUN/checkpoints/latest holds the name of the newest one, for people and scripts. Loading goes by
 // the step numbers instead: `latest` is written after the rename, so a run that is killed between
 // the two leaves a whole checkpoint that `latest` does not name yet.
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -46,6 +50,10 @@ struct TrainingState {
   AdapterValues first_moment, second_moment;
 };
 
+// Writes the files of a checkpoint but for its manifest into a directory; returns their SHA-256 by
+// name.
+using FillCheckpoint = std::function<std::map<std::string, std::string>(const fs::path& dir)>;
+
 // Writes RUN/checkpoints/step-NNNNNN in one rename after fsync, then RUN/checkpoints/latest;
 // removes what killed runs left half-written and all but the newest `keep_last` checkpoints up to
 // this step (0 keeps all), but for those in which a user has put files. One that stands under the
@@ -54,6 +62,8 @@ struct TrainingState {
 // failure: returns one line for each. REQUIRES: called by one rank.
 std::vector<std::string> save_checkpoint(const fs::path& run_dir, const TrainingState& state,
                                          int64_t keep_last);
+std::vector<std::string> save_checkpoint(const fs::path& run_dir, const TrainingCounters& counters,
+                                         const FillCheckpoint& fill, int64_t keep_last);
 
 struct LoadedCheckpoint {
   TrainingState state;
@@ -68,6 +78,11 @@ struct LoadedCheckpoint {
 std::optional<LoadedCheckpoint> load_newest_checkpoint(const fs::path& run_dir,
                                                        const std::vector<LinearModule>& modules,
                                                        const std::vector<TensorSpec>& tensors = {});
+
+// As load_newest_checkpoint() for a run of full fine-tuning of a model with these tensors, whose
+// state remains in the files (WeightStateFiles): the counters alone are loaded.
+std::optional<LoadedCheckpoint> load_newest_weights_checkpoint(
+    const fs::path& run_dir, const std::vector<TensorSpec>& tensors);
 
 // Whether `dir` is the directory of one checkpoint (it may be damaged).
 bool is_checkpoint(const fs::path& dir);

@@ -153,6 +153,26 @@ void check_layers(Checker& c, const RunConfig::Lora& lora) {
               "expected names of modules there");
 }
 
+// What only one of the methods has.
+void check_method(Checker& c, const Config& config) {
+  const RunConfig& run = config.run;
+  if (run.train().method() == RunConfig::Train::FULL) {
+    if (!run.lora().init_from().empty())
+      c.problem(
+          "lora.init_from",
+          "has no place in train.method: FULL, which trains the base itself; merge the adapter "
+          "(export --format merged) and give the result as model.path");
+    if (run.optimizer().loraplus_lr_ratio() != 1)
+      c.problem("optimizer.loraplus_lr_ratio",
+                "has a meaning for train.method: LORA alone; leave it out");
+    return;
+  }
+  const char* alone = "has a meaning for train.method: FULL alone; leave it out";
+  if (run.train().model_dtype() != RunConfig::Train::STORED) c.problem("train.model_dtype", alone);
+  if (run.optimizer().decay_norms_and_biases())
+    c.problem("optimizer.decay_norms_and_biases", alone);
+}
+
 void check(const Config& config, ConfigUse use) {
   const RunConfig& run = config.run;
   Checker c(config);
@@ -167,7 +187,6 @@ void check(const Config& config, ConfigUse use) {
   // What the schema has and this version has not.
   c.unsupported("data.format", run.data().format() == RunConfig::Data::CHAT, "CHAT");
   c.unsupported("data.packing", run.data().packing(), "true");
-  c.unsupported("train.method", run.train().method() == RunConfig::Train::FULL, "FULL");
   c.unsupported("parallel.sequence", run.parallel().sequence(), "true");
   c.unsupported("parallel.reproducible", run.parallel().reproducible(), "true");
 
@@ -249,6 +268,7 @@ void check(const Config& config, ConfigUse use) {
   c.integer("checkpoint.every", run.checkpoint().every(), 0);
   c.integer("checkpoint.keep_last", run.checkpoint().keep_last(), 0);
   c.integer("compute.threads", run.compute().threads(), 0, 4096);
+  check_method(c, config);
   throw_problems(c.problems());
 }
 

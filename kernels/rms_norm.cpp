@@ -1,5 +1,7 @@
 #include "kernels/rms_norm.h"
 
+#include <algorithm>
+#include <array>
 #include <cassert>
 
 #include "kernels/cuda/dispatch.h"
@@ -40,6 +42,37 @@ void rms_norm_backward(Stream& stream, Matrix dx, ConstMatrix dy, ConstMatrix x,
   each_row(stream, x, [&](int64_t t) {
     cpu.rms_norm_backward(dx.at(t, 0), dx.dtype, dy.at(t, 0), dy.dtype, x.at(t, 0), x.dtype,
                           reinterpret_cast<const float*>(rstd.at(t, 0)), g, d, groups, accumulate);
+  });
+}
+
+void rms_norm_gain_backward(Stream& stream, Matrix d_gain, ConstMatrix dy, ConstMatrix x,
+                            ConstMatrix rstd) {
+  if (stream.record("rms_norm_gain_backward", {traffic(d_gain, d_gain, dy, x)})) return;
+  LORASHARD_RETURN_ON_CUDA(stream, rms_norm_gain_backward(stream, d_gain, dy, x, rstd));
+  const ProfileSpan span("kernel", "rms_norm_gain_backward");
+  const CpuKernels& cpu = cpu_kernels();
+  const int64_t d = d_gain.cols, groups = d ? x.cols / d : 0;
+  assert(groups * d == x.cols && dy.rows == x.rows && dy.cols == x.cols);
+  constexpr int64_t kColumns = 256;  // at a time: floats that stay in the first cache
+  // Threads share out the columns; each goes over all rows.
+  parallel_for(stream, (d + kColumns - 1) / kColumns, 1, [&](int64_t begin, int64_t end) {
+    std::array<float, kColumns> a, b;
+    std::array<double, kColumns> sum;
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t first = part * kColumns, n = std::min(kColumns, d - first);
+      sum.fill(0);
+      for (int64_t t = 0; t < x.rows; ++t) {
+        for (int64_t g = 0; g < groups; ++g) {
+          cpu.convert(a.data(), DType::F32, dy.at(t, g * d + first), dy.dtype, n);
+          cpu.convert(b.data(), DType::F32, x.at(t, g * d + first), x.dtype, n);
+          const float r = *reinterpret_cast<const float*>(rstd.at(t, g));
+          for (int64_t c = 0; c < n; ++c)
+            sum[size_t(c)] += double(a[size_t(c)]) * double(b[size_t(c)] * r);
+        }
+      }
+      auto* to = reinterpret_cast<float*>(d_gain.at(0, first));
+      for (int64_t c = 0; c < n; ++c) to[c] = float(double(to[c]) + sum[size_t(c)]);
+    }
   });
 }
 

@@ -17,8 +17,13 @@ void rms_norm_forward(Stream& stream, Matrix y, Matrix rstd, ConstMatrix x, Cons
                       float eps, float gain_offset, const ResidualAdd& add = {});
 
 // dx = (or += when accumulate) the gradient for x, given dy, x and rstd. dx may alias dy.
-// The gain is frozen and gets no gradient.
 void rms_norm_backward(Stream& stream, Matrix dx, ConstMatrix dy, ConstMatrix x, ConstMatrix rstd,
                        ConstMatrix gain, float gain_offset, bool accumulate);
+
+// d_gain(1,D) += the gradient for the gain: the sum over rows t and groups g of
+// dy(t,g,D) x(t,g,D) rstd(t,g), formed in double. d_gain: F32; dy, x: (T, G*D), F32 or BF16. The
+// order of summation depends on the shape alone.
+void rms_norm_gain_backward(Stream& stream, Matrix d_gain, ConstMatrix dy, ConstMatrix x,
+                            ConstMatrix rstd);
 
 }  // namespace lorashard

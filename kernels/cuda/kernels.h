@@ -77,6 +77,8 @@ void rms_norm_forward(Stream& stream, Matrix y, Matrix rstd, ConstMatrix x, Cons
                       float eps, float gain_offset, const ResidualAdd& add);
 void rms_norm_backward(Stream& stream, Matrix dx, ConstMatrix dy, ConstMatrix x, ConstMatrix rstd,
                        ConstMatrix gain, float gain_offset, bool accumulate);
+void rms_norm_gain_backward(Stream& stream, Matrix d_gain, ConstMatrix dy, ConstMatrix x,
+                            ConstMatrix rstd);
 void layer_norm_forward(Stream& stream, Matrix y, Matrix mean_rstd, ConstMatrix x, ConstMatrix gain,
                         ConstMatrix bias, float eps, const ResidualAdd& add);
 void layer_norm_backward(Stream& stream, Matrix dx, ConstMatrix dy, ConstMatrix x,

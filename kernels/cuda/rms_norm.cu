@@ -110,6 +110,35 @@ __global__ void __launch_bounds__(kNormThreads)
   each_column<kColumns>(teams, p, gradient);
 }
 
+constexpr int kGainColumns = 32, kGainRows = 8;
+
+// A block sums 32 columns of a group over all rows and groups, which its eight warps take in turn.
+template <class T>
+__global__ void __launch_bounds__(kGainColumns* kGainRows)
+    gain_backward_kernel(float* d_gain, Input<T> dy, Input<T> x, const float* rstd, int64_t ld_rstd,
+                         int64_t rows, int64_t groups, int64_t d) {
+  SHARED_ARRAY(double, parts, kGainColumns* kGainRows);
+  const int lane = int(threadIdx.x) % kGainColumns, warp = int(threadIdx.x) / kGainColumns;
+  const int64_t col = int64_t{blockIdx.x} * kGainColumns + lane;
+  double sum = 0;
+  if (col < d) {
+#pragma unroll 1
+    for (int64_t t = warp; t < rows; t += kGainRows) {
+#pragma unroll 1
+      for (int64_t g = 0; g < groups; ++g) {
+        const float a = dy.template at<1>(t, g * d + col)[0];
+        const float b = x.template at<1>(t, g * d + col)[0] * rstd[t * ld_rstd + g];
+        sum += double(a) * double(b);
+      }
+    }
+  }
+  parts[threadIdx.x] = sum;
+  __syncthreads();
+  if (warp != 0 || col >= d) return;
+  for (int w = 1; w < kGainRows; ++w) sum += parts[w * kGainColumns + lane];
+  d_gain[col] = float(double(d_gain[col]) + sum);
+}
+
 }  // namespace
 
 void rms_norm_forward(Stream& stream, Matrix y, Matrix rstd, ConstMatrix x, ConstMatrix gain,
@@ -141,6 +170,19 @@ void rms_norm_backward(Stream& stream, Matrix dx, ConstMatrix dy, ConstMatrix x,
                                   Input<T>(dy), Input<T>(x), static_cast<const float*>(rstd.data),
                                   rstd.ld, Input<Any>(gain), gain_offset, accumulate));
     });
+  });
+}
+
+void rms_norm_gain_backward(Stream& stream, Matrix d_gain, ConstMatrix dy, ConstMatrix x,
+                            ConstMatrix rstd) {
+  if (d_gain.cols == 0) return;
+  const int64_t d = d_gain.cols;
+  const auto blocks = unsigned((d + kGainColumns - 1) / kGainColumns);
+  with_common_type({dy.dtype, x.dtype}, [&]<class T>() {
+    LORASHARD_CUDA_CHECK(
+        launch(gain_backward_kernel<T>, dim3(blocks), dim3(kGainColumns * kGainRows), 0,
+               stream_of(stream), static_cast<float*>(d_gain.data), Input<T>(dy), Input<T>(x),
+               static_cast<const float*>(rstd.data), rstd.ld, x.rows, x.cols / d, d));
   });
 }
 

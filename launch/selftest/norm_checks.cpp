@@ -72,6 +72,23 @@ Parts normed_back(Stream& s, DType type) {
   return parts;
 }
 
+Parts gain_back(Stream& s, DType type) {
+  Parts parts;
+  for (const auto& [rows, groups, width, pad] : kNormShapes) {
+    const int64_t d = width;
+    Operand d_gain(s, 1, d, DType::F32, 1), x(s, rows, groups * d, type, 2, pad),
+        dy(s, rows, groups * d, type, 3), rstd(s, rows, groups, DType::F32, 4);
+    rms_norm_gain_backward(s, d_gain, dy, x, rstd);
+    parts.push_back(d_gain.against([&, rows = rows, groups = groups](int64_t, int64_t j) {
+      double sum = d_gain(0, j);
+      for (int64_t t = 0; t < rows; ++t)
+        for (int64_t g = 0; g < groups; ++g) sum += dy(t, g * d + j) * x(t, g * d + j) * rstd(t, g);
+      return sum;
+    }));
+  }
+  return parts;
+}
+
 // The sum of a residual on the way, and the norms of it.
 Parts added_and_normed(Stream& s, DType type) {
   Parts parts;
@@ -223,6 +240,7 @@ void add_norm_checks(std::vector<KernelCheck>& checks) {
   const std::pair<const char*, Parts (*)(Stream&, DType)> kAll[] = {
       {"rms_norm_forward", normed},
       {"rms_norm_backward", normed_back},
+      {"rms_norm_gain_backward", gain_back},
       {"residual_and_norm", added_and_normed},
       {"layer_norm_forward", layer_normed},
       {"layer_norm_backward", layer_normed_back},

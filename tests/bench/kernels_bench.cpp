@@ -32,6 +32,12 @@ void RmsNormBackward(benchmark::State& state) {
   report(state, 4.0 * 1024 * 576 * size_of(T), copy_rate(),
          [&] { rms_norm_backward(stream(), dx, dy, x, rstd, gain, 0, true); });
 }
+template <DType T>
+void RmsNormGainBackward(benchmark::State& state) {
+  const Data x(1024, 576, T), dy(1024, 576, T), d_gain(1, 576, F), rstd(1024, 1, F);
+  report(state, 2.0 * 1024 * 576 * size_of(T), copy_rate(),
+         [&] { rms_norm_gain_backward(stream(), d_gain, dy, x, rstd); });
+}
 // With the residual's sum on the way: x and delta in, the sum and its norm out.
 template <DType T>
 void AddRmsNormForward(benchmark::State& state) {
@@ -319,6 +325,8 @@ BENCHMARK(LayerNormBackward<DType::F32>);
 BENCHMARK(LayerNormBackward<DType::BF16>);
 BENCHMARK(RmsNormBackward<DType::F32>);
 BENCHMARK(RmsNormBackward<DType::BF16>);
+BENCHMARK(RmsNormGainBackward<DType::F32>);
+BENCHMARK(RmsNormGainBackward<DType::BF16>);
 BENCHMARK(HeadNormForward);
 BENCHMARK(HeadNormBackward);
 BENCHMARK(GatedForward<DType::F32, Activation::SILU>);

@@ -308,9 +308,18 @@ TEST_F(ConfigTest, WhatIsMissingDependsOnTheUse) {
 TEST_F(ConfigTest, WhatThisVersionLacksIsRefusedByName) {
   EXPECT_EQ(error_more("parallel { sequence: true }"),
             "F:4:12: parallel.sequence is true, which this version does not support");
-  for (const char* bad : {"data.format=CHAT", "data.packing=true", "train.method=FULL",
-                          "parallel.sequence=true", "parallel.reproducible=true"})
+  for (const char* bad : {"data.format=CHAT", "data.packing=true", "parallel.sequence=true",
+                          "parallel.reproducible=true"})
     EXPECT_THAT(error(kLeast, {bad}), HasSubstr("which this version does not support")) << bad;
+}
+
+TEST_F(ConfigTest, WhatOneMethodAloneHasIsRefusedWithTheOther) {
+  EXPECT_THAT(error(kLeast, {"train.method=FULL", "lora.init_from=a"}),
+              HasSubstr("lora.init_from has no place in train.method: FULL"));
+  for (const char* bad : {"train.model_dtype=BF16", "optimizer.decay_norms_and_biases=true"}) {
+    EXPECT_THAT(error(kLeast, {bad}), HasSubstr("for train.method: FULL alone")) << bad;
+    EXPECT_EQ(error(kLeast, {bad, "train.method=FULL"}), "no error") << bad;
+  }
 }
 
 // Key and value of each entry, in order.

@@ -44,6 +44,12 @@ TEST_P(NormKernels, Rms) {
 
       // dx is a difference of terms of the size of rstd times products of normal values.
       const double size = 100;
+      HostMatrix want_gain = HostMatrix(1, c.d, F).randomize(5);
+      DeviceMatrix gain_gradient(device(), want_gain), dy_in(device(), dy, s.shift);
+      rms_norm_gain_backward(cpu, want_gain, dy, x, want_rstd);
+      rms_norm_gain_backward(device(), gain_gradient, dy_in, dx_in, rstd);
+      // Sums in double, of products with an rstd that differs in its last bits.
+      expect_matches(gain_gradient.host(), want_gain, 1e-3, 3e-6);
       HostMatrix want_dx = random_matrix(s, type, 4);
       DeviceMatrix dx(device(), want_dx, s.shift), d_dy(device(), dy, s.shift);
       rms_norm_backward(cpu, want_dx, dy, x, want_rstd, gain, offset, true);

@@ -51,6 +51,21 @@ TEST_P(Norms, Rms) {
     for (int64_t t = 0; t < rows; ++t)
       for (int64_t j = 0; j < cols; ++j) ASSERT_EQ(in_place(t, j), y(t, j));
 
+    // Products are summed in double and rounded once, with what stood there.
+    HostMatrix d_gain = HostMatrix(1, d, F).randomize(6);
+    const HostMatrix gain_before = d_gain;
+    rms_norm_gain_backward(stream, d_gain, dy, x, rstd);
+    expect_near(
+        d_gain,
+        [&](int64_t, int64_t j) {
+          double sum = gain_before(0, j);
+          for (int64_t t = 0; t < rows; ++t)
+            for (int64_t g = 0; g < groups; ++g)
+              sum += dy(t, g * d + j) * x(t, g * d + j) * rstd(t, g);
+          return sum;
+        },
+        1e-6 * std::sqrt(double(rows * groups)), 1e-6);
+
     HostMatrix dx = random(4);
     const HostMatrix before = dx;
     rms_norm_backward(stream, dx, dy, x, rstd, gain, offset, true);

@@ -98,11 +98,18 @@ void attend(const BlockContext& c, const BlockWeights& w, const QueryKey& qk,
                     cache->v.row_range(0, cache->used), c.sequences, shape);
 }
 
-// Whether the input of this group needs a gradient: something below it is adapted.
+// Whether the input of this group needs a gradient: something below it is trained.
 bool needs_dx(const BlockWeights& w, InputGroup group, bool lowest) {
-  if (!lowest) return true;
+  if (!lowest || w.trains_norm()) return true;
   return std::any_of(std::begin(kInputGroups), std::begin(kInputGroups) + size_t(group),
                      [&](InputGroup below) { return w.groups[below].trained(); });
+}
+
+// Adds the gradient of the gain of a norm of x, unless it is frozen, given that of its output.
+void gain_backward(const BlockContext& c, const BlockWeights& w, NormRole role, ConstMatrix dy,
+                   ConstMatrix x, ConstMatrix rstd) {
+  if (const Matrix gradient = w.norm_gradients[role])
+    rms_norm_gain_backward(c.linear.stream, gradient, dy, x, rstd);
 }
 
 // Gradients of a group's factors and, where something below needs it, of its input in dx. Returns
@@ -121,6 +128,7 @@ ConstMatrix output_gradient(const BlockContext& c, const BlockWeights& w, Sublay
                             ConstMatrix dx, const BlockActivations& acts) {
   const NormWeights& post = w.norms[kOutputNorm[s]];
   if (!post.gain) return dx;
+  gain_backward(c, w, kOutputNorm[s], dx, acts.output[s], acts.output_stats[s]);
   norm_backward(c.linear.stream, c.config, c.scratch.delta, dx, acts.output[s],
                 acts.output_stats[s], post, false);
   return c.scratch.delta;
@@ -130,14 +138,14 @@ bool mlp_sublayer_backward(const BlockContext& c, const BlockWeights& w, ConstMa
                            ConstMatrix dy, const BlockActivations& acts, bool lowest) {
   Stream& stream = c.linear.stream;
   const BlockScratch& s = c.scratch;
-  if (w.groups[InputGroup::Down].adapted()) {
+  if (w.groups[InputGroup::Down].needs_input()) {
     gated_activation_forward(stream, s.mlp, acts.gate, acts.up, c.config.activation);
   }
   if (!group_backward(c, w, InputGroup::Down, s.d_mlp, std::array{dy}, s.mlp, acts, lowest))
     return false;
   gated_activation_backward(stream, acts.gate, acts.up, s.d_mlp, acts.gate, acts.up,
                             c.config.activation);
-  if (w.groups[InputGroup::GateUp].adapted()) input_norm(c, w, Sublayer::Mlp, x, {});
+  if (w.groups[InputGroup::GateUp].needs_input()) input_norm(c, w, Sublayer::Mlp, x, {});
   return group_backward(c, w, InputGroup::GateUp, s.delta,
                         std::array<ConstMatrix, 2>{acts.gate, acts.up}, s.norm, acts, lowest);
 }
@@ -154,12 +162,14 @@ bool attention_sublayer_backward(const BlockContext& c, const BlockWeights& w, C
   rotate(c, w, s.d_q, c.attention.heads, true);
   rotate(c, w, s.d_k, c.attention.kv_heads, true);
   if (w.norms[NormRole::Query].gain) {
+    gain_backward(c, w, NormRole::Query, s.d_q, acts.q, acts.q_rstd);
+    gain_backward(c, w, NormRole::Key, s.d_k, acts.k, acts.k_rstd);
     rms_norm_backward(stream, s.d_q, s.d_q, acts.q, acts.q_rstd, w.norms[NormRole::Query].gain,
                       c.config.norm_gain_offset, false);
     rms_norm_backward(stream, s.d_k, s.d_k, acts.k, acts.k_rstd, w.norms[NormRole::Key].gain,
                       c.config.norm_gain_offset, false);
   }
-  if (w.groups[InputGroup::QKV].adapted()) input_norm(c, w, Sublayer::Attention, x, {});
+  if (w.groups[InputGroup::QKV].needs_input()) input_norm(c, w, Sublayer::Attention, x, {});
   return group_backward(c, w, InputGroup::QKV, s.delta,
                         std::array<ConstMatrix, 3>{s.d_q, s.d_k, s.d_v}, s.norm, acts, lowest);
 }
@@ -228,6 +238,7 @@ bool sublayer_backward(const BlockContext& c, const BlockWeights& w, Sublayer s,
 
 void add_to_gradient(const BlockContext& c, const BlockWeights& w, Sublayer s, Matrix dx,
                      ConstMatrix x, const BlockActivations& acts) {
+  gain_backward(c, w, kInputNorm[s], c.scratch.delta, x, acts.norm_stats[s]);
   norm_backward(c.linear.stream, c.config, dx, c.scratch.delta, x, acts.norm_stats[s],
                 w.norms[kInputNorm[s]], true);
 }

@@ -176,6 +176,7 @@ void linear_group_backward(const LinearContext& c, const LinearGroup& group, Mat
       frozen_backward(c.stream, dx, dy[j], l.weight, j == 0 ? 0 : 1);
     }
     if (l.weight_gradient) matmul_tn(c.stream, l.weight_gradient, dy[j], x, 1, 1);
+    if (l.bias_gradient) add_column_sums(c.stream, l.bias_gradient, dy[j]);
     if (l.trained_bias) bias_backward(c, group, l, dy[j]);
     if (l.lora) up_projection_backward(c, l, columns_of(l, t), dz, columns_of(l, u));
   }

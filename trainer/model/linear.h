@@ -41,10 +41,10 @@ void linear_group_forward(const LinearContext& c, const LinearGroup& group,
                           std::span<const Matrix> y, ConstMatrix x, Matrix u,
                           DownProjection down = DownProjection::Compute);
 
-// Adds the gradients of factors and trained biases to c.gradients, those of trained weights where
-// these say (Linear::weight_gradient) and, unless dx is empty,
-// dx(T,K) = sum_j dy_j W_j + scaling_j dropout(dy_j B_j A_j). DoRA's outputs before their scaling,
-// of which the magnitudes' gradient is made, are computed again: a GEMM more for each such module.
+// Adds the gradients of factors and trained biases to c.gradients, those of weights and biases
+// where the module says (Linear::weight_gradient) and, unless dx is empty, dx(T,K) = sum_j dy_j W_j
+// + scaling_j dropout(dy_j B_j A_j). DoRA's outputs before their scaling, of which the magnitudes'
+// gradient is made, are computed again: a GEMM more for each such module.
 void linear_group_backward(const LinearContext& c, const LinearGroup& group, Matrix dx,
                            std::span<const ConstMatrix> dy, ConstMatrix x, ConstMatrix u);
 

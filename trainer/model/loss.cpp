@@ -5,7 +5,9 @@
 
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
+#include "kernels/matmul.h"
 #include "kernels/profile.h"
+#include "kernels/rms_norm.h"
 #include "kernels/rows.h"
 #include "parallel/tensor_region.h"
 #include "trainer/model/activations.h"
@@ -164,6 +166,9 @@ void LossHead::finish_backward(Matrix dx) {
   const auto rows = int64_t(rows_.size());
   const Matrix d_normed = at_.d_normed.row_range(0, rows);
   enter_region_backward(tensor_, stream_, d_normed, "loss.head_backward");
+  if (const Matrix gain = weights_.final_norm_gradient)
+    rms_norm_gain_backward(stream_, gain, d_normed, at_.picked.row_range(0, rows),
+                           at_.norm_stats.row_range(0, rows));
   norm_backward(stream_, config_, d_normed, d_normed, at_.picked.row_range(0, rows),
                 at_.norm_stats.row_range(0, rows), weights_.final_norm, false);
   scatter_rows(stream_, dx, d_normed, staged_rows_);

@@ -32,6 +32,12 @@ size_t middle_sequence(std::span<const int32_t> offsets) {
   return best;
 }
 
+bool is_trained(const ModelWeights& weights) {
+  return weights.embedding_gradient || weights.head_gradient || weights.final_norm_gradient ||
+         std::any_of(weights.blocks.begin(), weights.blocks.end(),
+                     [](const BlockWeights& b) { return b.trained(); });
+}
+
 }  // namespace
 
 Model::Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, Factors* factors,
@@ -41,6 +47,7 @@ Model::Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, F
       weights_(weights),
       factors_(factors),
       gradients_(gradients),
+      trains_(gradients || is_trained(weights)),
       tensor_(tensor),
       options_(options),
       embedding_(stream, config, weights, options.max_tokens),
@@ -105,7 +112,7 @@ void Model::plan() {
   d.gated_mlp = config_.gated_mlp;
   d.qk_norm = config_.qk_norm;
   d.post_norms = config_.post_norms;
-  d.backward = gradients_ != nullptr;
+  d.backward = trains_;
   d.dropout = options_.dropout > 0;
   d.type = options_.activation_type;
   d.layers = config_.layers;
@@ -169,7 +176,7 @@ MicroBatch Model::largest_micro_batch() const {
 }
 
 void Model::use_factors(Factors* factors) {
-  assert(!gradients_);
+  assert(!trains_);
   factors_ = factors;
   attach_factors(weights_, factors);
   attach_dora();
@@ -301,7 +308,7 @@ void Model::forward_backward(const MicroBatch& batch) {
 }
 
 void Model::stage(const MicroBatch& batch) {
-  assert(factors_ && gradients_);
+  assert(trains_);
   embedding_.stage(batch.ids);
   staged_ = {int64_t(batch.ids.size()), stage_parts(batch, true)};
   const bool dropout = options_.dropout > 0 && weights_.head.adapted();

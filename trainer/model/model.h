@@ -39,13 +39,14 @@ struct DecodeState {
 class Model {
  public:
   // `factors` may be null. `gradients`, a flat buffer of the factors' layout, makes it a model to
-  // train; null: forward alone. What is passed by reference or pointer outlives the model.
+  // train, and so do weights that have gradients (attach_gradients); else: forward alone. What is
+  // passed by reference or pointer outlives the model.
   Model(Stream& stream, const ModelConfig& config, ModelWeights& weights, Factors* factors,
         float* gradients, Communicator& tensor, const ModelOptions& options);
 
   // Adds the gradient of the sum of losses over the micro-batch's unmasked tokens (over its pairs)
-  // to the flat gradients, and that sum to loss_totals(). Enqueued: nothing waits. REQUIRES:
-  // factors, gradients.
+  // to the flat gradients and those of trained weights, and that sum to loss_totals(). Enqueued:
+  // nothing waits. REQUIRES: a model to train.
   void forward_backward(const MicroBatch& batch);
   // forward_backward in two parts. The first brings the micro-batch to the device; the second does
   // no more than enqueue kernels and all-reduces, with the addresses and shapes of what was staged,
@@ -108,6 +109,7 @@ class Model {
   ModelWeights& weights_;
   Factors* factors_;
   float* gradients_;
+  const bool trains_;
   Communicator& tensor_;
   ModelOptions options_;
   ActivationDims dims_;

@@ -61,15 +61,6 @@ void attach_vocabulary(ModelWeights& w, const Factors* factors, float* gradients
 
 }  // namespace
 
-bool LinearGroup::trained() const {
-  return adapted() || std::any_of(linears.begin(), linears.end(),
-                                  [](const Linear& l) { return l.trained_bias != nullptr; });
-}
-
-bool BlockWeights::trained() const {
-  return std::any_of(groups.begin(), groups.end(), [](const auto& g) { return g.trained(); });
-}
-
 int32_t TokenRows::find(int32_t token) const {
   if (!ids) return -1;
   const auto found = std::find(ids->begin(), ids->end(), token);
@@ -78,6 +69,25 @@ int32_t TokenRows::find(int32_t token) const {
 
 bool ModelWeights::trains_embedding() const {
   return embedding_gradient || embedding_tokens.gradient || (embedding_lora && lora_trains);
+}
+
+bool LinearGroup::trained() const {
+  return std::any_of(linears.begin(), linears.end(), [](const Linear& l) { return l.trained(); });
+}
+
+bool LinearGroup::needs_input() const {
+  return adapted() || std::any_of(linears.begin(), linears.end(),
+                                  [](const Linear& l) { return bool(l.weight_gradient); });
+}
+
+bool BlockWeights::trains_norm() const {
+  return std::any_of(norm_gradients.begin(), norm_gradients.end(),
+                     [](const Matrix& gradient) { return bool(gradient); });
+}
+
+bool BlockWeights::trained() const {
+  return trains_norm() ||
+         std::any_of(groups.begin(), groups.end(), [](const auto& g) { return g.trained(); });
 }
 
 ModelWeights arrange_weights(const ModelConfig& config, int tp_rank, int tp_size,
@@ -175,6 +185,27 @@ void attach_factors(ModelWeights& weights, const Factors* factors, float* gradie
   }
   attach(weights.head);
   attach_vocabulary(weights, factors, gradients);
+}
+
+void attach_gradients(ModelWeights& weights, const ModelConfig& config,
+                      const GradientPlace& place) {
+  weights.embedding_gradient = place(weights.embedding_name + ".weight");
+  weights.head.linears[0].weight_gradient =
+      config.tied_embeddings ? weights.embedding_gradient : place("lm_head.weight");
+  weights.final_norm_gradient = place(outer_name(config, config.names.final_norm) + ".weight");
+  for (int64_t l = 0; l < config.layers; ++l) {
+    BlockWeights& b = weights.blocks[size_t(l)];
+    for (const LayerModule& m : layer_modules(config, l)) {
+      if (m.kind == LayerModule::Kind::Norm)
+        b.norm_gradients[m.role] = place(layer_prefix(config, l) + m.name + ".weight");
+    }
+    for (LinearGroup& group : b.groups) {
+      for (Linear& linear : group.linears) {
+        linear.weight_gradient = place(linear.name + ".weight");
+        if (linear.bias) linear.bias_gradient = place(linear.name + ".bias");
+      }
+    }
+  }
 }
 
 }  // namespace lorashard

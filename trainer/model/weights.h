@@ -34,7 +34,9 @@ struct Linear {
   ConstMatrix base_bias = {};
   const AdapterTensor* trained_bias = nullptr;  // null: the base's
   DoraVectors dora = {};
-  Matrix weight_gradient = {};  // where that of W is added, F32; empty: W is frozen
+  // Where gradients of the two are added, F32; empty: frozen, as LoRA leaves them.
+  Matrix weight_gradient = {}, bias_gradient = {};
+  bool trained() const { return lora || trained_bias || weight_gradient || bias_gradient; }
 };
 
 // The linear modules of one InputGroup.
@@ -43,16 +45,19 @@ struct LinearGroup {
   bool row_parallel = false;  // the output is partial until it is all-reduced; then comes the bias
   int64_t lora_rank = 0;      // sum of the adapted modules' ranks: columns of u = x A^T
   bool adapted() const { return lora_rank > 0; }
-  // Whether backward has anything to form here: gradients of factors or of a bias.
+  // Whether a factor, weight or bias gets a gradient; one that the group's input is needed for.
   bool trained() const;
+  bool needs_input() const;
 };
 
 struct BlockWeights {
   PerNorm<NormWeights> norms;  // (1,H), of query and key (1,D); empty where a family has none
+  PerNorm<Matrix> norm_gradients = {};  // of gains, as Linear::weight_gradient
   PerGroup<LinearGroup> groups;
   int64_t window = 0;         // 0: attention over the whole sequence
   float attention_scale = 1;  // multiplies q k^T
-  bool trained() const;
+  bool trained() const;       // something of it gets a gradient
+  bool trains_norm() const;
 };
 
 // Rows of embedding or head that stand in place of the weight's (PEFT's trainable tokens).
@@ -74,8 +79,8 @@ struct ModelWeights {
   FrozenWeight positions;      // (positions, H), or empty: learned positions
   NormWeights final_norm;
   // Where the gradient of the embedding is added, F32; empty: it is frozen. That of the head is
-  // Linear::weight_gradient.
-  Matrix embedding_gradient = {};
+  // Linear::weight_gradient; one matrix where they are tied and both trained.
+  Matrix embedding_gradient = {}, final_norm_gradient = {};
   // What an adapter has for the two, beside LoRA of the head (attach_factors). A weight that is
   // trained itself stands in place of the base's, which is kept for the next adapter.
   const LoraModule* embedding_lora = nullptr;
@@ -107,5 +112,10 @@ ModelWeights load_weights(Stream& stream, const BaseModel& base, int tp_rank, in
 // adapters on one loaded base. `gradients`: a flat buffer of their layout for the gradients of
 // trained weights, or null.
 void attach_factors(ModelWeights& weights, const Factors* factors, float* gradients = nullptr);
+// Where the gradient of this rank's part of a tensor is added, F32; empty for one that is frozen,
+// or whose gradient another rank forms.
+using GradientPlace = std::function<Matrix(const std::string& tensor)>;
+// Trains tensors of the model themselves: asks `place` for each that the weights have.
+void attach_gradients(ModelWeights& weights, const ModelConfig& config, const GradientPlace& place);
 
 }  // namespace lorashard

@@ -8,12 +8,14 @@ void CollectiveTrace::attach(const Mesh& mesh) {
   mesh_ = &mesh;
   mesh.world->set_trace(&world_);
   mesh.tensor->set_trace(&tensor_);
+  if (mesh.data) mesh.data->set_trace(&data_);
 }
 
 void CollectiveTrace::detach() {
   if (!mesh_) return;
   mesh_->world->set_trace(nullptr);
   mesh_->tensor->set_trace(nullptr);
+  if (mesh_->data) mesh_->data->set_trace(nullptr);
   mesh_ = nullptr;
 }
 
@@ -28,6 +30,7 @@ void CollectiveTrace::write(const fs::path& run_dir) const {
   };
   add("world", world_);
   add("tensor", tensor_);
+  add("data", data_);
   write_file_atomic(run_dir / "trace-collectives.jsonl", text);
 }
 

@@ -14,12 +14,13 @@ class CollectiveTrace {
   void attach(const Mesh& mesh);
   void detach();
   ~CollectiveTrace() { detach(); }
-  // One object a line: group ("world" or "tensor"), operation, label, bytes; the world's first.
+  // One object a line: group ("world", "tensor" or "data"), operation, label, bytes; the world's
+  // first.
   void write(const fs::path& run_dir) const;
 
  private:
   const Mesh* mesh_ = nullptr;
-  std::vector<CollectiveCall> world_, tensor_;
+  std::vector<CollectiveCall> world_, tensor_, data_;
 };
 
 }  // namespace lorashard

@@ -12,8 +12,8 @@ namespace lorashard {
 namespace {
 
 // What no flag changes: the base and the shapes of the factors.
-void check_same_run(const LoadedCheckpoint& loaded, const Factors& factors,
-                    const TrainingCounters& ours, const Config& config) {
+void check_same_base(const LoadedCheckpoint& loaded, const TrainingCounters& ours,
+                     const Config& config) {
   const TrainingCounters& theirs = loaded.state.counters;
   const std::string name = loaded.path.string();
   if (theirs.base_digest != ours.base_digest) {
@@ -23,6 +23,11 @@ void check_same_run(const LoadedCheckpoint& loaded, const Factors& factors,
                     "the run began with",
                     ours.base_digest, name, theirs.base_digest));
   }
+}
+
+void check_same_factors(const LoadedCheckpoint& loaded, const Factors& factors,
+                        const Config& config) {
+  const std::string name = loaded.path.string();
   const auto& modules = loaded.state.adapter.modules;
   bool same = modules.size() == factors.modules().size();
   for (size_t i = 0; same && i < modules.size(); ++i) {
@@ -158,17 +163,14 @@ std::string settings_digest(const RunConfig& run) {
   return sha256_hex(all.data(), all.size());
 }
 
-ResumedRun load_run(const fs::path& run_dir, const ModelConfig& model, Factors& factors,
-                    TrainingBuffers& buffers, TrainingCounters& counters, const Config& config,
-                    bool accept_changes) {
-  const auto loaded = load_newest_checkpoint(run_dir, lora_modules(model), model_tensors(model));
-  if (!loaded) return {};
-  ResumedRun resumed{.found = true, .notes = loaded->notes};
-  const TrainingCounters& theirs = loaded->state.counters;
-  const std::vector<SettingChange> changes = changes_since(theirs, counters);
+int64_t check_steps(const LoadedCheckpoint& loaded, const TrainingCounters& ours,
+                    const Config& config) {
+  const TrainingCounters& theirs = loaded.state.counters;
   TrainingCounters there = theirs;
-  there.sequences = counters.sequences;
-  if (!keeps_place(changes, theirs, counters)) there.data_begins = theirs.sequences_consumed;
+  there.sequences = ours.sequences;
+  if (!keeps_place(changes_since(theirs, ours), theirs, ours)) {
+    there.data_begins = theirs.sequences_consumed;
+  }
   const int64_t steps = run_steps(config.run, there);
   if (theirs.step > steps) {
     const std::string setting = length_setting(config.run);
@@ -177,24 +179,41 @@ ResumedRun load_run(const fs::path& run_dir, const ModelConfig& model, Factors& 
                fmt::format("{} is {}, the run has made {} ({}); give more to continue it", setting,
                            epochs ? fmt::format("{} ({} steps)", config.run.train().epochs(), steps)
                                   : std::to_string(steps),
-                           theirs.step, loaded->path.string()));
+                           theirs.step, loaded.path.string()));
   }
-  if (theirs.step == steps && has_final_adapter(run_dir, loaded->path)) {
+  return steps;
+}
+
+void continue_run(const LoadedCheckpoint& theirs, TrainingCounters& counters, const Config& config,
+                  bool accept_changes, ResumedRun& resumed) {
+  check_same_base(theirs, counters, config);
+  const std::vector<SettingChange> changes = changes_since(theirs.state.counters, counters);
+  if (!accept_changes) refuse_changes(changes, theirs.path.string(), config);
+  take_over(counters, theirs.state.counters, changes, resumed.notes);
+}
+
+ResumedRun load_run(const fs::path& run_dir, const ModelConfig& model, Factors& factors,
+                    TrainingBuffers& buffers, TrainingCounters& counters, const Config& config,
+                    bool accept_changes) {
+  const auto loaded = load_newest_checkpoint(run_dir, lora_modules(model), model_tensors(model));
+  if (!loaded) return {};
+  ResumedRun resumed{.found = true, .notes = loaded->notes};
+  const TrainingCounters& theirs = loaded->state.counters;
+  resumed.steps = check_steps(*loaded, counters, config);
+  if (theirs.step == resumed.steps && has_final_adapter(run_dir, loaded->path)) {
     resumed.finished = true;
-    resumed.steps = steps;
     return resumed;
   }
-  check_same_run(*loaded, factors, counters, config);
-  if (!accept_changes) refuse_changes(changes, loaded->path.string(), config);
-  take_over(counters, theirs, changes, resumed.notes);
+  check_same_base(*loaded, counters, config);
+  check_same_factors(*loaded, factors, config);
+  continue_run(*loaded, counters, config, accept_changes, resumed);
   factors.load(loaded->state.adapter);
   factors.write_values(buffers.first_moments(), loaded->state.first_moment);
   factors.write_values(buffers.second_moments(), loaded->state.second_moment);
   return resumed;
 }
 
-void share_run(ResumedRun& resumed, Factors& factors, TrainingBuffers& buffers,
-               TrainingCounters& counters, Communicator& world) {
+void share_counters(ResumedRun& resumed, TrainingCounters& counters, Communicator& world) {
   int64_t head[] = {
       resumed.found,        resumed.finished, counters.step,         counters.sequences_consumed,
       counters.data_begins, counters.tokens,  counters.steps_skipped};
@@ -207,6 +226,12 @@ void share_run(ResumedRun& resumed, Factors& factors, TrainingBuffers& buffers,
   counters.data_begins = head[4];
   counters.tokens = head[5];
   counters.steps_skipped = head[6];
+}
+
+void share_run(ResumedRun& resumed, Factors& factors, TrainingBuffers& buffers,
+               TrainingCounters& counters, Communicator& world) {
+  share_counters(resumed, counters, world);
+  if (!resumed.found || resumed.finished) return;
   for (float* flat : {factors.values(), buffers.first_moments(), buffers.second_moments()}) {
     std::vector<float> host = factors.read(flat);
     world.broadcast(host.data(), factors.size() * int64_t{sizeof(float)}, 0, "resume");

@@ -20,6 +20,16 @@ struct ResumedRun {
   std::vector<std::string> notes;  // damaged checkpoints that were skipped, changed settings
 };
 
+// The common part of a resume, of rank 0: `theirs` is the run's newest whole checkpoint. Fills
+// counters and notes, errors as load_run().
+void continue_run(const LoadedCheckpoint& theirs, TrainingCounters& counters, const Config& config,
+                  bool accept_changes, ResumedRun& resumed);
+// Error (status 2) if the run has made more steps than train.steps.
+int64_t check_steps(const LoadedCheckpoint& loaded, const TrainingCounters& ours,
+                    const Config& config);
+// Broadcasts found, finished and, of a run that goes on, the counters. Collective.
+void share_counters(ResumedRun& resumed, TrainingCounters& counters, Communicator& world);
+
 // Digest of the settings that say which data each step sees.
 std::string settings_digest(const RunConfig& run);
 

@@ -99,7 +99,8 @@ void MetricsFile::append(const StepMetrics& m) {
 void check_run_folder(const Config& config, bool resume) {
   if (resume) return;
   const fs::path dir = config.run.output().dir();
-  for (const char* name : {"config.textproto", "metrics.jsonl", "checkpoints", "adapter"}) {
+  for (const char* name :
+       {"config.textproto", "metrics.jsonl", "checkpoints", "adapter", "model"}) {
     if (fs::exists(dir / name)) {
       fail_input(config.where("output.dir"),
                  "'" + dir.string() + "' holds a run (" + name +

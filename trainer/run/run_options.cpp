@@ -1,5 +1,8 @@
 #include "trainer/run/run_options.h"
 
+#include <set>
+
+#include "configs/error.h"
 #include "trainer/data/tokenizer/tokenizer.h"
 #include "trainer/run/agreed_inputs.h"
 #include "trainer/run/compute.h"
@@ -79,7 +82,7 @@ ModelOptions training_options(const RunConfig& run, const Stream& stream, int ho
   o.overlap =
       run.parallel().has_overlap() ? run.parallel().overlap() : stream.backend() == Backend::CUDA;
   o.memory_budget = activation_budget(stream, host_ranks);
-  o.dropout = float(run.lora().dropout());
+  if (run.train().method() == RunConfig::Train::LORA) o.dropout = float(run.lora().dropout());
   o.seed = run.train().seed();
   return o;
 }
@@ -88,6 +91,41 @@ int64_t run_steps(const RunConfig& run, const TrainingCounters& counters) {
   if (!run.train().has_epochs()) return run.train().steps();
   return steps_of_epochs(run.train().epochs(), counters.sequences, run.train().global_batch_size(),
                          {counters.step, counters.sequences_consumed, counters.data_begins});
+}
+
+void check_full(const ModelConfig& model, const std::string& where) {
+  static const std::set<std::string> kFamilies{"llama", "mistral", "qwen2", "qwen3", "gemma3_text"};
+  if (kFamilies.contains(model.model_type)) return;
+  fail_input(where, "train.method is FULL, which this version does not support for " +
+                        model.model_type + "; use LORA");
+}
+
+DType full_weight_type(const RunConfig& run) {
+  return run.compute().dtype() == RunConfig::Compute::BF16 ? DType::BF16 : DType::F32;
+}
+
+std::vector<std::string> full_notes(const Config& config) {
+  std::set<std::string> names;
+  for (const auto& [path, where] : config.locations) {
+    if (path.starts_with("lora.")) names.insert(path.substr(0, path.find_first_of(".[", 5)));
+  }
+  if (names.empty()) return {};
+  std::string all;
+  for (const std::string& name : names) all += (all.empty() ? "" : ", ") + name;
+  return {config.where("lora") + ": " + all + " without effect: train.method is FULL"};
+}
+
+std::optional<DType> model_dtype(const RunConfig& run) {
+  switch (run.train().model_dtype()) {
+    case RunConfig::Train::FP32:
+      return DType::F32;
+    case RunConfig::Train::BF16:
+      return DType::BF16;
+    case RunConfig::Train::FP16:
+      return DType::F16;
+    default:
+      return std::nullopt;
+  }
 }
 
 std::string length_setting(const RunConfig& run) {

@@ -2,6 +2,7 @@
 // here alone; the parts know no RunConfig.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,15 @@ ModelOptions training_options(const RunConfig& run, const Stream& stream, int ho
 // that gives it.
 int64_t run_steps(const RunConfig& run, const TrainingCounters& counters);
 std::string length_setting(const RunConfig& run);
+
+// Of train.method FULL: the type of the weights that layers read, and what of the config has no
+// effect, a line for each setting.
+// Error (status 2) at `where` for a family that it cannot train.
+void check_full(const ModelConfig& model, const std::string& where);
+DType full_weight_type(const RunConfig& run);
+std::vector<std::string> full_notes(const Config& config);
+// Of the weights that it writes; none: as the base has them.
+std::optional<DType> model_dtype(const RunConfig& run);
 
 OptimizerSettings optimizer_settings(const RunConfig& run);
 // In optimizer step `step` of `steps`, which counts from 0.

@@ -64,6 +64,21 @@ LoadedModel::LoadedModel(Session& session, Factors* factors, float* gradients,
   session.stream.synchronize();  // an error of what was copied to the device belongs here
 }
 
+LoadedModel::LoadedModel(Session& session, ModelWeights w, const ModelOptions& options)
+    : weights(std::move(w)),
+      model(session.stream, session.base->config(), weights, nullptr, nullptr, *session.mesh.tensor,
+            options) {
+  session.stream.synchronize();
+}
+
+std::unique_ptr<LoadedModel> load_model(Session& session, ModelWeights weights,
+                                        const ModelOptions& options) {
+  std::unique_ptr<LoadedModel> loaded;
+  run_agreed(session.world,
+             [&] { loaded = std::make_unique<LoadedModel>(session, std::move(weights), options); });
+  return loaded;
+}
+
 std::unique_ptr<LoadedModel> load_model(Session& session, Factors* factors, float* gradients,
                                         const ModelOptions& options) {
   std::unique_ptr<LoadedModel> loaded;

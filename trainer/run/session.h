@@ -64,12 +64,16 @@ struct Session {
 // A model and this rank's shards of the frozen weights, to which it refers.
 struct LoadedModel {
   LoadedModel(Session& session, Factors* factors, float* gradients, const ModelOptions& options);
+  LoadedModel(Session& session, ModelWeights weights, const ModelOptions& options);
   ModelWeights weights;
   Model model;
 };
 // `factors` and `gradients` as of Model; they outlive it, as the session does. Errors are those of
 // all ranks. REQUIRES: the session has base and mesh. Collective.
 std::unique_ptr<LoadedModel> load_model(Session& session, Factors* factors, float* gradients,
+                                        const ModelOptions& options);
+// On weights that are in memory already.
+std::unique_ptr<LoadedModel> load_model(Session& session, ModelWeights weights,
                                         const ModelOptions& options);
 
 // An adapter that was read, on the stream's device. REQUIRES: it fits the model.

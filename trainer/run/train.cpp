@@ -16,6 +16,8 @@
 #include "trainer/run/collective_trace.h"
 #include "trainer/run/data_check.h"
 #include "trainer/run/evaluate.h"
+#include "trainer/run/full_files.h"
+#include "trainer/run/full_weights.h"
 #include "trainer/run/lora_plan.h"
 #include "trainer/run/profile_file.h"
 #include "trainer/run/resume.h"
@@ -41,18 +43,23 @@ void check_step(const StepSums& sum, double norm, int64_t step) {
                                 sum.totals.loss / double(std::max<int64_t>(1, sum.terms)), norm));
 }
 
-std::string describe(const BaseModel& base, const Factors& factors, const Model& model,
+std::string describe(const BaseModel& base, const Factors* factors, const Model& model,
                      const Mesh& mesh, int threads) {
   int64_t weights = 0;
   for (const auto& t : base.tensors()) weights += t.rows() * t.cols();
+  const std::string trained = factors
+                                  ? fmt::format("{} modules adapted, {} trained weights ({:.3f} %)",
+                                                factors->modules().size(), factors->size(),
+                                                100 * double(factors->size()) / double(weights))
+                                  : "full fine-tuning, all weights trained";
   return fmt::format(
-      "base {} ({}, {:.1f} M weights); {} modules adapted, {} trained weights ({:.3f} %)\n"
+      "base {} ({}, {:.1f} M weights); {}\n"
       "TP={} x DP={}, {} thread(s) a rank; activations {:.0f} MiB a rank; recomputed: {} layers, "
       "gate and up of {} more, of {}",
-      base.path(), base.config().architecture, double(weights) * 1e-6, factors.modules().size(),
-      factors.size(), 100 * double(factors.size()) / double(weights), mesh.tp_size, mesh.dp_size,
-      threads, double(model.activation_bytes()) / double(1 << 20), model.recomputed_layers(),
-      model.recomputed_mlps(), base.config().layers - model.first_layer());
+      base.path(), base.config().architecture, double(weights) * 1e-6, trained, mesh.tp_size,
+      mesh.dp_size, threads, double(model.activation_bytes()) / double(1 << 20),
+      model.recomputed_layers(), model.recomputed_mlps(),
+      base.config().layers - model.first_layer());
 }
 
 // One run. The constructor is start-up, phase by phase, each agreed on by all ranks; then run().
@@ -66,6 +73,8 @@ class Trainer {
   void open_inputs();
   void make_factors();
   void start_or_resume();
+  void make_weights();
+  void start_or_resume_weights();
   void make_model();
   // A step.
   StepMessage accumulate_gradients();
@@ -75,6 +84,7 @@ class Trainer {
   void save_checkpoint();
   // The end.
   int stop(int signal);
+  void save_result();
   void finish();
 
   // `write` touches the run folder (write_run). Collective.
@@ -83,6 +93,7 @@ class Trainer {
   }
   Model& model() { return loaded_->model; }
   bool pairs() const { return is_preference(run_.data().format()); }
+  bool full() const { return run_.train().method() == RunConfig::Train::FULL; }
   bool every(int64_t interval) const { return interval > 0 && counters_.step % interval == 0; }
 
   const Config& config_;
@@ -100,8 +111,10 @@ class Trainer {
   std::shared_ptr<const Dataset> train_data_, eval_data_;
   LoraPlan plan_;
   TrainingCounters counters_;
+  // What is trained: an adapter, or with method FULL all weights.
   std::optional<Factors> factors_;
   std::optional<TrainingBuffers> buffers_;
+  std::optional<FullWeights> weights_;
   std::unique_ptr<LoadedModel> loaded_;
   std::optional<BatchStream> batches_;
   std::optional<MetricsFile> metrics_;  // on the first rank
@@ -125,12 +138,18 @@ Trainer::Trainer(const Config& config, Session& session, const TrainOptions& opt
       first_(session.first()),
       run_dir_(run_.output().dir()) {
   open_inputs();
-  make_factors();
-  start_or_resume();
+  if (full()) {
+    make_weights();
+    start_or_resume_weights();
+  } else {
+    make_factors();
+    start_or_resume();
+  }
   if (finished_) return;
   make_model();
   console_.line(backend_line(session_.device, world_.size()));
-  console_.line(describe(*session_.base, *factors_, model(), mesh_, stream_.threads()));
+  console_.line(
+      describe(*session_.base, factors_ ? &*factors_ : nullptr, model(), mesh_, stream_.threads()));
   if (stream_.backend() == Backend::CUDA) {
     console_.line(model().attention_choice());
   }
@@ -211,10 +230,44 @@ void Trainer::start_or_resume() {
   }
 }
 
+void Trainer::make_weights() {
+  run_agreed(world_, [&] {
+    check_full(session_.base->config(), config_.where("train.method"));
+    if (first_) lock_ = open_run_folder(config_, options_.resume);
+  });
+  if (lock_ && !lock_->note().empty()) console_.notes({lock_->note()});
+  console_.notes(full_notes(config_));
+  form_data_groups(session_.mesh);
+  weights_.emplace(stream_, session_.base->config(), mesh_, session_.ranks.world,
+                   full_weight_type(run_));
+}
+
+void Trainer::start_or_resume_weights() {
+  counters_.sequences = train_data_->size();
+  counters_.settings = recorded_settings(run_);
+  ResumedRun resumed;
+  const auto ready = [&] { write_run([&] { write_run_config(run_, counters_.step); }); };
+  if (options_.resume) {
+    resumed = resume_weights(run_dir_, *weights_, counters_, config_, options_.accept_changes,
+                             session_.ranks.world, ready);
+    console_.notes(resumed.notes);
+  } else {
+    on_first_rank(world_, ready);
+  }
+  finished_ = resumed.finished;
+  steps_ = finished_ ? resumed.steps : run_steps(run_, counters_);
+  if (resumed.found) return;
+  run_agreed(world_, [&] { load_base_weights(*weights_, *session_.base); });
+}
+
 void Trainer::make_model() {
-  loaded_ = load_model(session_, &*factors_, buffers_->gradients(),
-                       training_options(run_, stream_, session_.ranks.host_ranks));
-  if (fresh_) model().initialize_magnitudes();
+  ModelOptions options = training_options(run_, stream_, session_.ranks.host_ranks);
+  if (weights_ && stream_.backend() == Backend::CPU && options.memory_budget > 0) {
+    // The budget is of memory that looks free until the first step.
+    options.memory_budget -= std::min(options.memory_budget - 1, weights_->state_bytes() / 10 * 6);
+  }
+  loaded_ = weights_ ? load_model(session_, weights_->weights(), options)
+                     : load_model(session_, &*factors_, buffers_->gradients(), options);
   batches_.emplace(
       train_data_, run_.train().seed(), run_.data().shuffle(), run_.train().global_batch_size(),
       run_.train().micro_batch_size(), mesh_.dp_rank, mesh_.dp_size,
@@ -227,7 +280,10 @@ void Trainer::make_model() {
 StepMessage Trainer::accumulate_gradients() {
   const auto start = std::chrono::steady_clock::now();
   StepMessage mine;
-  clear_gradients(stream_, *buffers_);
+  if (weights_)
+    weights_->clear_gradients();
+  else
+    clear_gradients(stream_, *buffers_);
   model().clear_loss();
   int signal = 0;
   for (int64_t m = 0; m < batches_->micro_batches(counters_.step); ++m) {
@@ -259,7 +315,10 @@ StepMetrics Trainer::optimizer_step(const StepSums& sum) {
   check_step(sum, norm, step + 1);
   const double rate = learning_rate(run_, step, steps_);
   counters_.step = step + 1;
-  if (sum.unmasked > 0) {
+  if (sum.unmasked > 0 && weights_) {
+    weights_->apply(optimizer_settings(run_), run_.optimizer().decay_norms_and_biases(), rate,
+                    counters_.step - counters_.steps_skipped, sum.unmasked, norm);
+  } else if (sum.unmasked > 0) {
     apply_step(stream_, *factors_, *buffers_, optimizer_settings(run_), rate,
                counters_.step - counters_.steps_skipped, sum.terms, norm);
     model().factors_changed();
@@ -284,12 +343,17 @@ StepMetrics Trainer::optimizer_step(const StepSums& sum) {
 void Trainer::save_checkpoint() {
   if (saved_step_ == counters_.step) return;
   saved_step_ = counters_.step;
-  if (!first_) return;
+  const int64_t keep_last = run_.checkpoint().keep_last();
+  if (!first_) {
+    if (weights_) save_weights(run_dir_, *weights_, counters_, keep_last, false);
+    return;
+  }
   const std::string name = fmt::format("checkpoint step-{:06}", counters_.step);
   LongWork work(console_, name + " is still being written");
   std::vector<std::string> notes;
   write_run([&] {
-    notes = save_run(run_dir_, *factors_, *buffers_, counters_, run_.checkpoint().keep_last());
+    notes = weights_ ? save_weights(run_dir_, *weights_, counters_, keep_last, true)
+                     : save_run(run_dir_, *factors_, *buffers_, counters_, keep_last);
   });
   const std::string took = work.end();
   console_.notes(notes);
@@ -342,9 +406,10 @@ int Trainer::run() {
     set_step_for_waits(counters_.step + 1);
     const StepMessage mine = accumulate_gradients();
     if (first_step) options_.first_step_ends();
-    StepSums sum = reduce_step(stream_, *buffers_, world_, mine,
-                               mesh_.tp_rank == 0 ? model().loss_totals() : nullptr,
-                               pairs() ? kLossTotals : 1);
+    const LossTotals* const totals = mesh_.tp_rank == 0 ? model().loss_totals() : nullptr;
+    StepSums sum =
+        weights_ ? weights_->reduce(mine, totals)
+                 : reduce_step(stream_, *buffers_, world_, mine, totals, pairs() ? kLossTotals : 1);
     if (pairs()) sum.terms = batches_->sequences(counters_.step);
     look_within_step_ = options_.stop_within_steps && sum.slow;
     int signal = sum.terminated ? SIGTERM : sum.interrupted ? SIGINT : 0;
@@ -359,15 +424,31 @@ int Trainer::run() {
     const bool ending = last || signal != 0;
     report(line, ending);
     if (every(check_every) || (check_every > 0 && (first_step || last))) {
-      check_replicas(*factors_, *buffers_, world_);
+      if (weights_)
+        weights_->check_replicas();
+      else
+        check_replicas(*factors_, *buffers_, world_);
     }
     if (ending || every(run_.checkpoint().every())) save_checkpoint();
     if (signal != 0 && !last) return stop(signal);
   }
-  write_on_first_rank([&] { save_final_adapter(run_dir_, *factors_); });
+  save_result();
   finish();
-  console_.line("adapter written to " + (run_dir_ / "adapter").string());
+  console_.line(fmt::format("{} written to {}", weights_ ? "model" : "adapter",
+                            (run_dir_ / (weights_ ? "model" : "adapter")).string()));
   return 0;
+}
+
+void Trainer::save_result() {
+  if (!weights_) return write_on_first_rank([&] { save_final_adapter(run_dir_, *factors_); });
+  const auto save = [&] {
+    save_final_model(run_dir_, *weights_, *session_.base, model_dtype(run_), counters_.step,
+                     first_);
+  };
+  if (first_)
+    write_run(save);
+  else
+    save();
 }
 
 void Trainer::finish() {
