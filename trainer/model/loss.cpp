@@ -5,6 +5,7 @@
 
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
+#include "kernels/matmul.h"
 #include "kernels/profile.h"
 #include "kernels/rows.h"
 #include "parallel/tensor_region.h"
