@@ -168,8 +168,6 @@ TEST_F(AdapterFile, RefusesSettingsThatChangeTheMathematicsByName) {
       {"bias", "some"},
       {"bias", true},
       {"use_dora", "yes"},
-      {"modules_to_save", {"lm_head"}},
-      {"trainable_token_indices", {1, 2}},
       {"lora_bias", true},
       {"layer_replication", {{0, 1}}},
       {"megatron_config", {{"a", 1}}},

@@ -59,7 +59,7 @@ void Embedding::forward(const LinearContext& c, Matrix x, Matrix u, Matrix scrat
   if (const LoraModule* lora = c.values ? weights_.embedding_lora : nullptr) {
     // As PEFT's Embedding: a look-up in B, then A; the scale of the embedding is that of both.
     const ProfileSpan span("lora", "lora");
-    embedding_forward(c.stream, u, rows_.of_table, Factors::local_b(*lora, c.values), first, 1);
+    embedding_forward(c.stream, u, rows_.of_table, Factors::local_b(*lora, c.values, 0), first, 1);
     matmul_nn(c.stream, x, u, Factors::local_a(*lora, c.values), lora->scaling * scale, 1);
   }
   if (rows_.of_tokens) {
@@ -80,8 +80,8 @@ void Embedding::backward(const LinearContext& c, ConstMatrix dx, ConstMatrix u) 
     const Matrix t = c.t.block(0, dx.rows, 0, lora->lora_rank);
     matmul_tn(c.stream, Factors::local_a(*lora, c.gradients), u, dx, scaling, 1);
     matmul_nt(c.stream, t, dx, Factors::local_a(*lora, c.values), scaling, 0);
-    embedding_backward(c.stream, Factors::local_b(*lora, c.gradients), trained_.of_table, t, first,
-                       1);
+    embedding_backward(c.stream, Factors::local_b(*lora, c.gradients, 0), trained_.of_table, t,
+                       first, 1);
   }
   if (rows_.of_tokens && weights_.embedding_tokens.gradient)
     embedding_backward(c.stream, weights_.embedding_tokens.gradient, trained_.of_tokens, dx, 0,

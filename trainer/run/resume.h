@@ -24,7 +24,7 @@ struct ResumedRun {
 // counters and notes, errors as load_run().
 void continue_run(const LoadedCheckpoint& theirs, TrainingCounters& counters, const Config& config,
                   bool accept_changes, ResumedRun& resumed);
-// Error (status 2) if the run has made more steps than train.steps.
+// The steps of the run in all. Error (status 2) if it has made more.
 int64_t check_steps(const LoadedCheckpoint& loaded, const TrainingCounters& ours,
                     const Config& config);
 // Broadcasts found, finished and, of a run that goes on, the counters. Collective.

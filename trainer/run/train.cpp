@@ -268,6 +268,7 @@ void Trainer::make_model() {
   }
   loaded_ = weights_ ? load_model(session_, weights_->weights(), options)
                      : load_model(session_, &*factors_, buffers_->gradients(), options);
+  if (fresh_) model().initialize_magnitudes();
   batches_.emplace(
       train_data_, run_.train().seed(), run_.data().shuffle(), run_.train().global_batch_size(),
       run_.train().micro_batch_size(), mesh_.dp_rank, mesh_.dp_size,
