@@ -373,9 +373,9 @@ void write_model(const BaseModel& base, const fs::path& dir, const ExportOptions
     out.close();
   }
   if (shards.size() > 1) write_text(dir / "model.safetensors.index.json", index_text(shards));
-  write_text(
-      dir / "config.json",
-      config_with_dtype(base.config_text(), options.dtype.value_or(base.config().stored_dtype)));
+  write_text(dir / "config.json",
+             config_with_dtype(base.config_text(),
+                               options.dtype.value_or(base.config().stored_dtype), false));
   for (const std::string& file : base.companion_files())
     copy_companion(fs::path(base.path()) / file, dir / file);
 }

@@ -32,11 +32,8 @@ size_t middle_sequence(std::span<const int32_t> offsets) {
   return best;
 }
 
-bool is_trained(const ModelWeights& weights) {
-  return weights.embedding_gradient || weights.head_gradient || weights.final_norm_gradient ||
-         std::any_of(weights.blocks.begin(), weights.blocks.end(),
-                     [](const BlockWeights& b) { return b.trained(); });
-}
+// Full fine-tuning: every rank forms a gradient of its part of the embedding (attach_gradients).
+bool is_trained(const ModelWeights& weights) { return bool(weights.embedding_gradient); }
 
 }  // namespace
 

@@ -23,7 +23,7 @@ std::set<std::string> norms_of_heads(const ModelConfig& config) {
     for (const LayerModule& m : layer_modules(config, l)) {
       if (m.kind == LayerModule::Kind::Norm &&
           (m.role == NormRole::Query || m.role == NormRole::Key))
-        names.insert(layer_prefix(l) + m.name + ".weight");
+        names.insert(layer_prefix(config, l) + m.name + ".weight");
     }
   }
   return names;
