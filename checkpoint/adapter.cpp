@@ -7,6 +7,7 @@
 #include <optional>
 #include <set>
 
+#include "checkpoint/expert_names.h"
 #include "checkpoint/pattern.h"
 #include "checkpoint/peft_config.h"
 #include "checkpoint/safetensors.h"
@@ -92,8 +93,19 @@ std::optional<FactorName> parse_factor_name(const std::string& tensor) {
                              : ""));
 }
 
-std::string factor_name(const std::string& module, const AdapterTensorSpec& spec) {
-  return kPrefix + module + "." + spec.name + ".weight";
+std::string factor_name(const std::string& holder, const AdapterTensorSpec& spec) {
+  return kPrefix + holder + "." + spec.name + ".weight";
+}
+
+// The module below which the factors of each of `modules` stand in files.
+template <class Modules>
+std::vector<std::string> factor_holders(const Modules& modules) {
+  std::set<std::string> names;
+  for (const auto& m : modules) names.insert(m.name);
+  std::vector<std::string> holders;
+  for (const auto& m : modules)
+    holders.push_back(factor_holder(m.name, names.count(down_beside(m.name)) > 0));
+  return holders;
 }
 
 // The file's tensors by kind, then by module.
@@ -164,13 +176,13 @@ AdapterConfig settle_patterns(const Adapter& adapter) {
   const PatternTable<int64_t> ranks(c.rank_pattern, c.rank, "rank_pattern");
   const PatternTable<double> alphas(c.alpha_pattern, c.alpha, "alpha_pattern");
   const auto said = [&](const AdapterModule& m) {
-    return ranks.of(m.name) == m.rank && alphas.of(m.name) == m.alpha;
+    return ranks.of(m.name) == m.lora_rank() && alphas.of(m.name) == m.alpha;
   };
   if (std::all_of(adapter.modules.begin(), adapter.modules.end(), said)) return c;
   c.rank_pattern.clear();
   c.alpha_pattern.clear();
   for (const AdapterModule& m : adapter.modules) {
-    if (m.rank != c.rank) c.rank_pattern.emplace_back(m.name, m.rank);
+    if (m.lora_rank() != c.rank) c.rank_pattern.emplace_back(m.name, m.lora_rank());
     if (m.alpha != c.alpha) c.alpha_pattern.emplace_back(m.name, m.alpha);
   }
   return c;
@@ -197,13 +209,14 @@ int64_t adapter_elements(const AdapterModule& m) {
 }
 
 double Adapter::scaling(const AdapterModule& m) const {
-  return lora_scaling(config, m.rank, m.alpha);
+  return lora_scaling(config, m.lora_rank(), m.alpha);
 }
 
 Adapter read_adapter(const fs::path& dir, const std::vector<LinearModule>& modules) {
   const std::string config_path = (dir / kConfigFile).string();
   const std::string path = (dir / kWeightsFile).string();
-  const PeftConfig peft = parse_peft_config(read_peft_text(dir), config_path);
+  PeftConfig peft = parse_peft_config(read_peft_text(dir), config_path);
+  convert_expert_targets(peft.config, modules, {}, config_path);
   const SafetensorsFile file = open_weights(dir);
   TensorsByKind tensors = collect_factors(file, path);
 
@@ -216,18 +229,34 @@ Adapter read_adapter(const fs::path& dir, const std::vector<LinearModule>& modul
                                     config_path + ": rank_pattern");
   const PatternTable<double> alphas(peft.config.alpha_pattern, peft.config.alpha,
                                     config_path + ": alpha_pattern");
-  for (const LinearModule& m : match_peft_targets(peft, modules, config_path)) {
+  const std::vector<LinearModule> chosen = match_peft_targets(peft, modules, config_path);
+  if (!peft.config.target_parameters.empty() &&
+      std::none_of(chosen.begin(), chosen.end(), [](const auto& m) { return m.parameter; }))
+    fail_input(config_path, "target_parameters \"" + peft.config.target_parameters[0] +
+                                "\" matches no parameter of the base; those of a mixture of "
+                                "experts are adapted, gate_up_proj, down_proj and gate.weight");
+  const std::vector<std::string> holders = factor_holders(chosen);
+  for (size_t i = 0; i < chosen.size(); ++i) {
+    const LinearModule& m = chosen[i];
     AdapterModule module{.name = m.name,
-                         .rank = ranks.of(m.name),
+                         .rank = ranks.of(m.name) * m.experts,
                          .in_features = m.in_features,
                          .out_features = m.out_features,
-                         .alpha = alphas.of(m.name)};
+                         .alpha = alphas.of(m.name),
+                         .experts = m.experts};
     for (const AdapterTensorSpec& t : kAdapterTensors) {
       TensorsByModule& left = tensors[size_t(t.kind)];
-      const auto it = left.find(m.name);
+      const auto it = left.find(holders[i]);
       if (it == left.end())
-        fail_input(path + ": " + factor_name(m.name, t),
-                   "is missing; target_modules in adapter_config.json asks for it");
+        fail_input(path + ": " + factor_name(holders[i], t),
+                   std::string("is missing; ") +
+                       (m.parameter ? "target_parameters" : "target_modules") +
+                       " in adapter_config.json asks for it" +
+                       (!m.parameter || left.empty() ||
+                                experts_of(left.begin()->first) != experts_of(m.name)
+                            ? ""
+                            : " (the file has factors for each expert by itself; load the adapter "
+                              "with PEFT 0.21 and save it again, which makes them one tensor)"));
       module.*t.values = read_factor(file, path, *it->second, module.*t.rows, module.*t.cols);
       left.erase(it);
     }
@@ -236,8 +265,10 @@ Adapter read_adapter(const fs::path& dir, const std::vector<LinearModule>& modul
   for (const TensorsByModule& rest : tensors)
     if (!rest.empty()) {
       const auto& [module, tensor] = *rest.begin();
-      const bool known = std::any_of(modules.begin(), modules.end(),
-                                     [&](const LinearModule& m) { return m.name == module; });
+      const bool known = std::any_of(modules.begin(), modules.end(), [&](const LinearModule& m) {
+        return m.name == module || factor_holder(m.name, false) == module ||
+               factor_holder(m.name, true) == module;
+      });
       fail_input(path + ": " + tensor->name,
                  known ? "belongs to a module that target_modules in adapter_config.json does not "
                          "choose; PEFT would ignore it"
@@ -245,7 +276,8 @@ Adapter read_adapter(const fs::path& dir, const std::vector<LinearModule>& modul
     }
   if (!peft.layers_to_transform.empty()) {
     adapter.config.target_modules.clear();
-    for (const AdapterModule& m : adapter.modules) adapter.config.target_modules.push_back(m.name);
+    for (const LinearModule& m : chosen)
+      if (!m.parameter) adapter.config.target_modules.push_back(m.name);
     adapter.config.exclude_modules.clear();
     adapter.config.exclude_regex = false;
   }
@@ -281,9 +313,12 @@ std::map<std::string, std::string> write_adapter(const fs::path& dir, const Adap
   digests[kConfigFile] = text.sha256();
 
   std::vector<SafetensorsWriter::Entry> entries;
-  for (const AdapterModule& m : adapter.modules)
+  const std::vector<std::string> holders = factor_holders(adapter.modules);
+  for (size_t i = 0; i < adapter.modules.size(); ++i) {
+    const AdapterModule& m = adapter.modules[i];
     for (const AdapterTensorSpec& t : kAdapterTensors)
-      entries.push_back({factor_name(m.name, t), DType::F32, {m.*t.rows, m.*t.cols}});
+      entries.push_back({factor_name(holders[i], t), DType::F32, {m.*t.rows, m.*t.cols}});
+  }
   std::map<std::string, std::string> metadata = {{"format", "pt"}};
   if (!config.base_digest.empty()) metadata[kDigestKey] = config.base_digest;
   SafetensorsWriter weights(dir / kWeightsFile, entries, metadata);
@@ -298,6 +333,7 @@ std::map<std::string, std::string> write_adapter(const fs::path& dir, const Adap
 std::vector<LinearModule> modules_of_factors(const fs::path& dir) {
   const std::string path = (dir / kWeightsFile).string();
   const SafetensorsFile file = open_weights(dir);
+  const PeftConfig peft = parse_peft_config(read_peft_text(dir), (dir / kConfigFile).string());
   const auto [a, b] = collect_factors(file, path);
   std::vector<LinearModule> modules;
   for (const auto& [module, tensor] : a) {
@@ -308,7 +344,9 @@ std::vector<LinearModule> modules_of_factors(const fs::path& dir) {
           "is missing; its lora_A is there");
     if (tensor->shape.size() != 2 || partner->second->shape.size() != 2)
       fail_input(path + ": " + tensor->name, "is no pair of matrices");
-    modules.push_back({module, 0, partner->second->shape[0], tensor->shape[1], Split::None});
+    LinearModule m{module, 0, partner->second->shape[0], tensor->shape[1], Split::None};
+    name_parameter(m, peft.config, a.count(module + ".base_layer") > 0, tensor->shape[0]);
+    modules.push_back(std::move(m));
   }
   return modules;
 }
@@ -320,11 +358,14 @@ std::vector<std::string> inspect_adapter(const fs::path& dir) {
   int64_t weights = 0, low = c.rank, high = c.rank;
   for (const AdapterModule& m : adapter.modules) {
     weights += adapter_elements(m);
-    low = std::min(low, m.rank);
-    high = std::max(high, m.rank);
+    low = std::min(low, m.lora_rank());
+    high = std::max(high, m.lora_rank());
   }
   std::string targets;
   for (const std::string& t : c.target_modules) targets += (targets.empty() ? "" : ", ") + t;
+  std::string parameters;
+  for (const std::string& t : c.target_parameters)
+    parameters += (parameters.empty() ? "; target parameters: " : ", ") + t;
   const auto number = [](double v) {
     std::string s = std::to_string(v);
     s.erase(s.find_last_not_of('0') + 1);
@@ -338,7 +379,7 @@ std::vector<std::string> inspect_adapter(const fs::path& dir) {
                        : std::to_string(low) + " to " + std::to_string(high)) +
           ", alpha " + number(c.alpha) + ", dropout " + number(c.dropout) +
           (c.use_rslora ? ", scaled by alpha / sqrt(rank)" : ", scaled by alpha / rank"),
-      "target modules: " + targets,
+      "target modules: " + targets + parameters,
       std::to_string(adapter.modules.size()) + " modules, " + std::to_string(weights) +
           " weights, all finite",
       "base model: " + (c.base_model.empty() ? "not named" : c.base_model),

@@ -19,6 +19,8 @@ struct AdapterConfig {
   double dropout = 0;
   std::vector<std::string> target_modules;  // names or suffixes; one regex if target_regex
   bool target_regex = false;                // PEFT: target_modules is a single string
+  // Parameters of no linear module, full names or suffixes (checkpoint/expert_names.h).
+  std::vector<std::string> target_parameters = {};
   std::vector<std::string> exclude_modules;
   bool exclude_regex = false;  // PEFT: exclude_modules is a single string
   bool use_rslora = false;     // scale alpha / sqrt(r)
@@ -43,10 +45,12 @@ double lora_scaling(const AdapterConfig& config, int64_t rank, double alpha);
 // What an adapter holds for one module, in fp32, row-major; or the moments of all that, or the
 // shapes alone.
 struct AdapterModule {
-  std::string name;  // "model.layers.0.self_attn.q_proj"
-  int64_t rank, in_features, out_features;
-  double alpha;                       // ΔW = scaling() B A
-  std::vector<float> a = {}, b = {};  // the tensors of kAdapterTensors
+  std::string name;                         // "model.layers.0.self_attn.q_proj"
+  int64_t rank, in_features, out_features;  // rank: rows of A, of all experts
+  double alpha;                             // ΔW = scaling() B A
+  std::vector<float> a = {}, b = {};        // the tensors of kAdapterTensors
+  int64_t experts = 1;                      // a parameter of stacked experts (expert_names.h)
+  int64_t lora_rank() const { return rank / experts; }  // of one expert
 };
 
 // The tensors that an adapter has for each module, in the order of files. What goes over tensors
@@ -101,6 +105,21 @@ std::vector<LinearModule> match_targets(const std::vector<LinearModule>& modules
                                         const std::vector<std::string>& excluded,
                                         const std::string& where, bool exclude_regex = false,
                                         const std::vector<std::string>& others = {});
+
+// The modules and parameters that the settings choose, in the order of `modules`: match_targets,
+// and those of target_parameters, of which exclude_modules leaves none out (as in PEFT). Errors as
+// match_targets, and where nothing is chosen.
+std::vector<LinearModule> match_adapted(const AdapterConfig& config,
+                                        const std::vector<LinearModule>& modules,
+                                        const std::string& where,
+                                        const std::vector<std::string>& others = {});
+
+// Does what PEFT 0.21 does to a mixture of experts' settings, and nothing for other models: targets
+// named as before transformers 5 (gate_proj and up_proj together, down_proj, gate, "all-linear")
+// are the parameters that the experts' and the router's weights are now. gate_up_proj stands for
+// two modules and gets twice the rank and alpha. `where` names the setting in errors (status 2).
+void convert_expert_targets(AdapterConfig& config, const std::vector<LinearModule>& modules,
+                            const std::vector<std::string>& others, const std::string& where);
 
 // What in `config` has no effect, a line each: an entry of target_modules or exclude_modules that
 // names no module of the model, a key of rank_pattern or alpha_pattern that decides for none of

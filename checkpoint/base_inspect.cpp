@@ -88,6 +88,11 @@ std::vector<std::string> inspect_base(const std::string& path, Communicator& wor
   lines.push_back(joined("architecture: ", c.architecture));
   lines.push_back(joined("layers: ", c.layers, ", hidden size ", c.hidden_size, ", feed-forward ",
                          c.intermediate_size, " (", describe(c.activation), ")"));
+  if (c.experts > 0)
+    lines.push_back(joined("experts: ", c.experts, " of width ", c.expert_size, ", ",
+                           c.experts_per_token, " for each token, in ",
+                           std::count(c.expert_layers.begin(), c.expert_layers.end(), true),
+                           " of the layers"));
   lines.push_back(joined("attention: ", c.heads, " query heads, ", c.kv_heads,
                          " key/value heads of ", c.head_dim,
                          c.qk_norm ? ", query and key norms" : "",

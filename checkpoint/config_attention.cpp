@@ -180,6 +180,12 @@ std::vector<int64_t> parse_windows(Settings& s, Window window, int64_t default_w
       for (int64_t i = first; i < layers; ++i) windows[static_cast<size_t>(i)] = used;
       break;
     }
+    case Window::FlaggedAll: {
+      const int64_t given_size = size();
+      if (s.flag("use_sliding_window", false))
+        std::fill(windows.begin(), windows.end(), given_size);
+      break;
+    }
     case Window::Pattern: {
       const int64_t used = size();
       const int64_t pattern = s.size("sliding_window_pattern", 6);

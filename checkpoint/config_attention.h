@@ -13,10 +13,11 @@ namespace lorashard {
 
 // How sliding windows are written in a family's config.json.
 enum class Window : uint8_t {
-  None,     // the family has none
-  All,      // sliding_window, if not null, holds for every layer
-  Flagged,  // use_sliding_window, sliding_window and max_window_layers, or layer_types
-  Pattern,  // sliding_window; layer_types, or one full layer in sliding_window_pattern
+  None,        // the family has none
+  All,         // sliding_window, if not null, holds for every layer
+  Flagged,     // use_sliding_window, sliding_window and max_window_layers, or layer_types
+  FlaggedAll,  // use_sliding_window; then sliding_window holds for every layer
+  Pattern,     // sliding_window; layer_types, or one full layer in sliding_window_pattern
 };
 
 // One rotary embedding for all layers. Older files say rope_theta and rope_scaling

@@ -8,7 +8,9 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <set>
 
+#include "checkpoint/expert_names.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/temporary_directory.h"
 #include "configs/error.h"
@@ -31,6 +33,7 @@ struct Item {
   const BaseModel::Tensor* tensor;
   DType dtype;
   const AdapterModule* module;
+  WeightFactors factors = {};  // which of the module's
   uint64_t bytes() const {
     return uint64_t(tensor->rows() * tensor->cols()) * uint64_t(size_of(dtype));
   }
@@ -44,19 +47,25 @@ std::vector<Item> list_items(const BaseModel& base, const Adapter& adapter,
     fail_input(base.path(), "the adapter was trained on another base: it carries the digest " +
                                 carried + ", this base's is " + options.base_digest);
   std::map<std::string, const AdapterModule*> by_weight;
-  for (const AdapterModule& m : adapter.modules) by_weight[m.name + ".weight"] = &m;
+  for (const AdapterModule& m : adapter.modules) by_weight[m.name] = &m;
+  std::set<std::string> found;
   std::vector<Item> items;
   for (const BaseModel::Tensor& t : base.tensors()) {
-    const auto it = by_weight.find(t.name);
     items.push_back({&t, options.dtype.value_or(t.dtype), nullptr});
+    if (!t.name.ends_with(".weight")) continue;
+    const WeightFactors factors = weight_factors(t.name);
+    const auto it = by_weight.find(factors.module);
     if (it == by_weight.end()) continue;
-    items.back().module = it->second;
-    if (t.shape != std::vector<int64_t>{it->second->out_features, it->second->in_features})
+    const AdapterModule& m = *it->second;
+    items.back().module = &m;
+    items.back().factors = factors;
+    if (t.shape != std::vector<int64_t>{m.out_features / factors.parts(), m.in_features})
       fail_input(base.path() + ": " + t.name, "has another shape than the adapter's factors");
-    by_weight.erase(it);
+    found.insert(factors.module);
   }
-  if (!by_weight.empty())
-    fail_input(base.path(), "has no " + by_weight.begin()->first + ", which the adapter adapts");
+  for (const auto& [name, module] : by_weight)
+    if (!found.count(name))
+      fail_input(base.path(), "has no " + name + ", which the adapter adapts");
   return items;
 }
 
@@ -143,7 +152,7 @@ class Exporter {
         std::vector<char>& block = blocks_[turn_ ^= 1];
         if (block.size() < bytes) block.resize(bytes);
         const RoundingError e =
-            merge(matrix(block.data(), rows, t.cols(), item.dtype), slice.matrix, item.module, row);
+            merge(matrix(block.data(), rows, t.cols(), item.dtype), slice.matrix, item, row);
         worst.max_abs = std::max(worst.max_abs, e.max_abs);
         worst.max_magnitude = std::max(worst.max_magnitude, e.max_magnitude);
         if (!std::isfinite(e.max_abs) || !std::isfinite(e.max_magnitude))
@@ -156,13 +165,27 @@ class Exporter {
       done_ += bytes;
       if (options_.progress) options_.progress(done_, total_);
     }
-    if (item.module)
-      errors_.push_back({item.module->name, worst.max_abs,
-                         worst.max_magnitude > 0 ? worst.max_abs / worst.max_magnitude : 0});
+    if (!item.module) return;
+    const double relative = worst.max_magnitude > 0 ? worst.max_abs / worst.max_magnitude : 0;
+    if (item.factors.expert > 0 || item.factors.second_half) {  // one entry for all experts
+      MergeError& e = errors_.back();
+      e.max_abs = std::max<double>(e.max_abs, worst.max_abs);
+      e.max_relative = std::max(e.max_relative, relative);
+    } else {
+      errors_.push_back({item.module->name, worst.max_abs, relative});
+    }
   }
 
-  RoundingError merge(Matrix y, ConstMatrix w, const AdapterModule* m, int64_t first_row) const {
+  RoundingError merge(Matrix y, ConstMatrix w, const Item& item, int64_t first_row) const {
+    const AdapterModule* m = item.module;
     if (!m) return merge_rows(y, w, nullptr, nullptr, 0, 0);
+    if (const int64_t e = item.factors.expert; e >= 0) {
+      const int64_t r = m->lora_rank();
+      const std::vector<float> b =
+          expert_rows_of_b(*m, e, item.factors.first_row(*m) + first_row, y.rows);
+      return merge_rows(y, w, m->a.data() + e * r * m->in_features, b.data(), r,
+                        float(adapter_.scaling(*m)));
+    }
     return merge_rows(y, w, m->a.data(), m->b.data() + first_row * m->rank, m->rank,
                       float(adapter_.scaling(*m)));
   }

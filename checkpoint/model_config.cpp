@@ -46,6 +46,7 @@ struct Family {
   Window window;
   int64_t default_window;  // 0: null
   int64_t default_bos, default_eos;
+  bool experts = false;  // a mixture of experts in place of some layers' MLP
 };
 
 // From transformers 5.23, models/*/configuration_*.py and modeling_*.py.
@@ -114,6 +115,25 @@ constexpr Family kFamilies[] = {
      .default_window = 4096,
      .default_bos = -1,
      .default_eos = -1},
+    {.architecture = "Qwen3MoeForCausalLM",
+     .model_type = "qwen3_moe",
+     .default_sizes =
+         {.hidden = 2048, .layers = 24, .heads = 32, .intermediate = 6144, .vocabulary = 151936},
+     .default_kv_heads = 4,
+     .default_head_dim = 0,
+     .default_max_positions = 32768,
+     .default_rms_norm_eps = 1e-6,
+     .default_rope_theta = 10000,
+     .default_tied = false,
+     .qkv_bias = Bias::Setting,
+     .o_bias = Bias::Setting,
+     .mlp_bias = Bias::Never,
+     .qk_norm = true,
+     .window = Window::FlaggedAll,
+     .default_window = 4096,
+     .default_bos = -1,
+     .default_eos = -1,
+     .experts = true},
     {.architecture = "Gemma3ForCausalLM",
      .model_type = "gemma3_text",
      .base_architecture = "Gemma3TextModel",
@@ -239,6 +259,40 @@ DType parse_dtype(Settings& s) {
                   "\" is not supported; supported are bfloat16, float16 and float32");
 }
 
+// The settings of a mixture of experts.
+void parse_experts(Settings& s, ModelConfig& c) {
+  if (s.flag("output_router_logits", false))
+    s.fail("output_router_logits",
+           "is true, which adds the router's auxiliary loss; that is not supported, it must be "
+           "false");
+  s.get("router_aux_loss_coef");  // only of that loss
+  // transformers 5 calls it num_local_experts inside, and reads both.
+  const int64_t named = s.size("num_experts", 128);
+  c.experts = s.size("num_local_experts", named, named);
+  if (s.has("num_experts") && c.experts != named)
+    s.fail("num_local_experts", "is " + std::to_string(c.experts) + ", but num_experts is " +
+                                    std::to_string(named) + "; keep one of the two");
+  c.experts_per_token = s.size("num_experts_per_tok", 8);
+  if (c.experts_per_token > c.experts)
+    s.fail("num_experts_per_tok", std::to_string(c.experts_per_token) +
+                                      " is more than the number of experts, " +
+                                      std::to_string(c.experts));
+  c.expert_size = s.size("moe_intermediate_size", 768);
+  if (c.expert_size < 2) s.fail("moe_intermediate_size", "must be at least 2");
+  c.normalized_routing = s.flag("norm_topk_prob", false);
+  const int64_t step = s.size("decoder_sparse_step", 1);
+  for (int64_t l = 0; l < c.layers; ++l) c.expert_layers.push_back((l + 1) % step == 0);
+  const json& dense = s.get("mlp_only_layers");
+  if (dense.is_null()) return;
+  if (!dense.is_array()) s.fail("mlp_only_layers", "is not a list of layer numbers");
+  for (const json& layer : dense) {
+    if (!layer.is_number_integer())
+      s.fail("mlp_only_layers", "holds " + layer.dump() + "; layer numbers were expected");
+    const auto l = layer.get<int64_t>();
+    if (l >= 0 && l < c.layers) c.expert_layers[size_t(l)] = false;
+  }
+}
+
 bool parse_bias(Settings& s, const char* key, Bias bias) {
   // Not read where the architecture fixes its biases; a bias too many or too few shows in the
   // files.
@@ -324,6 +378,7 @@ ModelConfig parse_model_config(const std::string& json_text, const std::string& 
       family.default_head_dim ? family.default_head_dim : c.hidden_size / c.heads;
   c.head_dim = s.size("head_dim", head_dim, head_dim);
   c.intermediate_size = parse_size(s, "intermediate_size", family.default_sizes.intermediate);
+  if (family.experts) parse_experts(s, c);
   c.vocab_size = parse_size(s, "vocab_size", family.default_sizes.vocabulary);
   c.max_position_embeddings = s.size("max_position_embeddings", family.default_max_positions);
   c.rms_norm_eps = static_cast<float>(s.positive("rms_norm_eps", family.default_rms_norm_eps));

@@ -24,7 +24,7 @@ struct RopeConfig {
 };
 
 struct ModelConfig {
-  std::string model_type;    // "llama", "mistral", "qwen2", "qwen3", "gemma3_text"
+  std::string model_type;    // "llama", "mistral", "qwen2", "qwen3", "gemma3_text", …
   std::string architecture;  // "LlamaForCausalLM", …
   int64_t hidden_size = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0;
   int64_t intermediate_size = 0, vocab_size = 0, max_position_embeddings = 0;
@@ -34,15 +34,24 @@ struct ModelConfig {
   std::optional<RopeConfig> window_rope;  // of layers with a sliding window, where it is another
   bool tied_embeddings = false;
   bool qkv_bias = false, o_bias = false, mlp_bias = false;
-  bool qk_norm = false;               // RMS norm of each query and key head before rope
-  bool post_norms = false;            // RMS norm of each sublayer's output before it is added
-  float norm_gain_offset = 0;         // 1 where the file stores gain - 1
-  float embedding_scale = 1;          // multiplies the embeddings, rounded to the activations' type
-  float attention_scale = 1;          // multiplies q k^T; 1/sqrt(head_dim) unless the family says
+  bool qk_norm = false;        // RMS norm of each query and key head before rope
+  bool post_norms = false;     // RMS norm of each sublayer's output before it is added
+  float norm_gain_offset = 0;  // 1 where the file stores gain - 1
+  float embedding_scale = 1;   // multiplies the embeddings, rounded to the activations' type
+  float attention_scale = 1;   // multiplies q k^T; 1/sqrt(head_dim) unless the family says
+  // Mixture of experts: of the layers in expert_layers, each token's MLP is the weighted sum of
+  // experts_per_token of `experts` MLPs of width expert_size. No experts: no such layer.
+  int64_t experts = 0, experts_per_token = 0, expert_size = 0;
+  bool normalized_routing = false;    // the chosen experts' weights are divided by their sum
+  std::vector<bool> expert_layers;    // by layer; empty where a family has none
   std::vector<int64_t> layer_window;  // per layer: 0, or the sliding window
   DType stored_dtype = DType::BF16;   // dtype / torch_dtype
   std::optional<int64_t> bos_token_id;
   std::vector<int64_t> eos_token_ids;
+
+  bool has_experts(int64_t layer) const {
+    return !expert_layers.empty() && expert_layers[size_t(layer)];
+  }
 };
 
 // How a tensor is split over the tensor-parallel ranks.
@@ -77,9 +86,9 @@ struct EnumArray : std::array<T, N> {
 // The linear modules of a layer that read one input. Those of a group stand next to each other in
 // every list, so that one GEMM can apply the A matrices of a group's adapted modules. In the order
 // of the forward pass.
-enum class InputGroup : uint8_t { QKV, O, GateUp, Down };
-inline constexpr InputGroup kInputGroups[] = {InputGroup::QKV, InputGroup::O, InputGroup::GateUp,
-                                              InputGroup::Down};
+enum class InputGroup : uint8_t { QKV, O, Router, GateUp, Down };
+inline constexpr InputGroup kInputGroups[] = {InputGroup::QKV, InputGroup::O, InputGroup::Router,
+                                              InputGroup::GateUp, InputGroup::Down};
 template <class T>
 using PerGroup = EnumArray<InputGroup, std::size(kInputGroups), T>;
 
@@ -91,13 +100,16 @@ using PerNorm = EnumArray<NormRole, 6, T>;
 // over the ranks, and what it does there.
 struct LayerModule {
   enum class Kind : uint8_t { Linear, Norm } kind;
-  const char* name;                   // "self_attn.q_proj": behind the layer's own name
+  std::string name;                   // "self_attn.q_proj": behind the layer's own name
   int64_t out_features, in_features;  // weight(out,in); of a norm (1, gains)
   Split split = Split::None;          // of the weight
   // Linear modules: what they read, and whether they have a bias(out).
   InputGroup group = {};
   bool bias = false;
   NormRole role = {};  // of a norm
+  // Of a mixture of experts: the number of the expert whose module this is, or -1. PEFT adapts the
+  // weights of all experts as one parameter, of which the first expert's module stands for all.
+  int64_t expert = -1;
 };
 
 // The modules of a layer, in the order of its tensors.
@@ -105,13 +117,17 @@ std::vector<LayerModule> layer_modules(const ModelConfig& config, int64_t layer)
 // "model.layers.3."
 std::string layer_prefix(int64_t layer);
 
-// One linear module that LoRA may adapt. Weight: name + ".weight", (out, in).
+// One linear module that LoRA may adapt. Weight: name + ".weight", (out, in). Or a parameter of no
+// linear module, as PEFT's target_parameters name it: the router's weight (experts, hidden), or the
+// weights of all experts, (experts, out, in) (checkpoint/expert_names.h).
 struct LinearModule {
   std::string name;  // "model.layers.0.self_attn.q_proj"
   int layer;
   int64_t out_features, in_features;
   Split split;
   InputGroup group = {};
+  bool parameter = false;
+  int64_t experts = 1;
 };
 
 // Parses and checks DIR/config.json; errors name the file and the setting. `source` names the file

@@ -1,21 +1,23 @@
 // The tensors and linear layers of a model, and which part of each a tensor-parallel rank holds.
 #include <cassert>
 
+#include "checkpoint/expert_names.h"
 #include "checkpoint/model_config.h"
 #include "parallel/shard.h"
 
 namespace lorashard {
 
-std::vector<LayerModule> layer_modules(const ModelConfig& c, int64_t) {
+std::vector<LayerModule> layer_modules(const ModelConfig& c, int64_t layer) {
   const int64_t h = c.hidden_size, q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim,
                 f = c.intermediate_size;
   std::vector<LayerModule> modules;
   InputGroup last{};
-  const auto linear = [&](const char* name, InputGroup group, int64_t out, int64_t in, Split split,
-                          bool bias) {
+  const auto linear = [&](std::string name, InputGroup group, int64_t out, int64_t in, Split split,
+                          bool bias, int64_t expert = -1) {
     assert(last <= group);  // a group's modules are neighbours
     last = group;
-    modules.push_back({LayerModule::Kind::Linear, name, out, in, split, group, bias});
+    modules.push_back(
+        {LayerModule::Kind::Linear, std::move(name), out, in, split, group, bias, {}, expert});
   };
   const auto norm = [&](const char* name, NormRole role, int64_t size) {
     modules.push_back({LayerModule::Kind::Norm, name, 1, size, Split::None, {}, false, role});
@@ -34,6 +36,21 @@ std::vector<LayerModule> layer_modules(const ModelConfig& c, int64_t) {
     norm("pre_feedforward_layernorm", NormRole::MlpInput, h);
   } else {
     norm("post_attention_layernorm", NormRole::MlpInput, h);
+  }
+  if (c.has_experts(layer)) {
+    const auto of_experts = [&](const char* name, InputGroup group, int64_t out, int64_t in,
+                                Split split, int64_t e) {
+      linear("mlp.experts." + std::to_string(e) + name, group, out, in, split, false, e);
+    };
+    const int64_t width = c.expert_size;
+    linear("mlp.gate", InputGroup::Router, c.experts, h, Split::None, false);
+    for (int64_t e = 0; e < c.experts; ++e) {
+      of_experts(".gate_proj", InputGroup::GateUp, width, h, Split::RowFeatures, e);
+      of_experts(".up_proj", InputGroup::GateUp, width, h, Split::RowFeatures, e);
+    }
+    for (int64_t e = 0; e < c.experts; ++e)
+      of_experts(".down_proj", InputGroup::Down, h, width, Split::ColFeatures, e);
+    return modules;
   }
   linear("mlp.gate_proj", InputGroup::GateUp, f, h, Split::RowFeatures, c.mlp_bias);
   linear("mlp.up_proj", InputGroup::GateUp, f, h, Split::RowFeatures, c.mlp_bias);
@@ -78,9 +95,18 @@ std::vector<LinearModule> linear_modules(const ModelConfig& c) {
   std::vector<LinearModule> linear;
   for (int64_t l = 0; l < c.layers; ++l) {
     for (const LayerModule& m : layer_modules(c, l)) {
-      if (m.kind == LayerModule::Kind::Linear)
-        linear.push_back(
-            {layer_prefix(l) + m.name, int(l), m.out_features, m.in_features, m.split, m.group});
+      if (m.kind != LayerModule::Kind::Linear) continue;
+      LinearModule module{
+          layer_prefix(l) + m.name, int(l), m.out_features, m.in_features, m.split, m.group};
+      if (m.group == InputGroup::Router || m.expert >= 0) {
+        // As PEFT sees it: a parameter, the experts' one for all of them, gate above up.
+        module.parameter = true;
+        module.name = parameter_name(module.name);
+        if (m.expert >= 0) module.experts = c.experts;
+        if (m.group == InputGroup::GateUp) module.out_features *= 2;
+        if (!linear.empty() && linear.back().name == module.name) continue;
+      }
+      linear.push_back(std::move(module));
     }
   }
   return linear;
@@ -91,7 +117,13 @@ std::vector<std::string> other_modules(const ModelConfig& c) {
   for (int64_t l = 0; l < c.layers; ++l) {
     const std::string prefix = layer_prefix(l);
     names.push_back(prefix.substr(0, prefix.size() - 1));
-    for (const char* name : {"self_attn", "mlp", "mlp.act_fn"}) names.push_back(prefix + name);
+    for (const char* name : {"self_attn", "mlp"}) names.push_back(prefix + name);
+    if (c.has_experts(l)) {
+      for (const char* name : {"mlp.experts", "mlp.experts.act_fn", "mlp.gate"})
+        names.push_back(prefix + name);
+    } else {
+      names.push_back(prefix + "mlp.act_fn");
+    }
     for (const LayerModule& m : layer_modules(c, l)) {
       if (m.kind == LayerModule::Kind::Norm) names.push_back(prefix + m.name);
     }

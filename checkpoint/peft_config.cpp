@@ -148,8 +148,15 @@ PeftConfig parse_peft_config(const std::string& text, const std::string& source)
     s.fail("lora_dropout", "is " + std::to_string(c.dropout) + "; it must lie in [0, 1)");
   c.use_rslora = s.boolean("use_rslora");
   c.target_modules = s.names("target_modules", c.target_regex);
-  if (c.target_modules.empty())
+  bool one_name = false;
+  c.target_parameters = s.names("target_parameters", one_name);
+  if (one_name) s.fail("target_parameters", "is a single string; a list of names was expected");
+  if (c.target_modules.empty() && c.target_parameters.empty())
     s.fail("target_modules", "is missing or empty; the names of the adapted modules were expected");
+  if (!c.target_parameters.empty() && c.dropout > 0)
+    s.fail("lora_dropout",
+           "is " + std::to_string(c.dropout) +
+               " beside target_parameters; PEFT has no dropout there, it must be 0");
   c.exclude_modules = s.names("exclude_modules", c.exclude_regex);
   c.rank_pattern = s.patterns<int64_t>(
       "rank_pattern", [&](const std::string& key, const Json& v) { return s.positive(key, v); });
@@ -201,6 +208,7 @@ std::string format_peft_config(const AdapterConfig& c) {
   for (const auto& [pattern, rank] : c.rank_pattern) json["rank_pattern"][pattern] = rank;
   json["revision"] = nullptr;
   json["target_modules"] = c.target_regex ? Json(c.target_modules.front()) : Json(c.target_modules);
+  if (!c.target_parameters.empty()) json["target_parameters"] = c.target_parameters;
   json["task_type"] = "CAUSAL_LM";
   json["use_dora"] = false;
   json["use_rslora"] = c.use_rslora;
@@ -213,8 +221,7 @@ std::vector<LinearModule> match_peft_targets(const PeftConfig& peft,
                                              const std::string& where,
                                              const std::vector<std::string>& others) {
   const AdapterConfig& c = peft.config;
-  std::vector<LinearModule> chosen = match_targets(
-      modules, c.target_modules, c.target_regex, c.exclude_modules, where, c.exclude_regex, others);
+  std::vector<LinearModule> chosen = match_adapted(c, modules, where, others);
   if (peft.layers_to_transform.empty()) return chosen;
   // PEFT's order of rules: a whole name counts whatever its layer; else the first number behind
   // (one of) the patterns is the layer.
@@ -223,6 +230,7 @@ std::vector<LinearModule> match_peft_targets(const PeftConfig& peft,
   for (const std::string& p : peft.layers_pattern)
     patterns.emplace_back("(?:^|.*?\\.)" + p + "\\.(?P<idx>\\d+)\\.", where);
   const auto drops = [&](const LinearModule& m) {
+    if (m.parameter) return false;  // of these PEFT leaves none out
     if (std::count(c.target_modules.begin(), c.target_modules.end(), m.name)) return false;
     for (const Pattern& p : patterns)
       if (const auto number = p.group_of_start(m.name, "idx"))

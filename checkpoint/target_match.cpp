@@ -42,6 +42,7 @@ std::string last_part(const std::string& name) { return name.substr(name.rfind('
 std::string suffixes(const std::vector<LinearModule>& modules) {
   std::vector<std::string> last;
   for (const LinearModule& m : modules) {
+    if (m.parameter) continue;
     const std::string s = last_part(m.name);
     if (std::find(last.begin(), last.end(), s) == last.end()) last.push_back(s);
   }
@@ -73,7 +74,7 @@ std::vector<LinearModule> match_targets(const std::vector<LinearModule>& modules
   bool any_excluded = false;
   const auto choose = [&](const auto& matches) {
     for (const LinearModule& m : modules) {
-      if (!matches(m.name)) continue;
+      if (m.parameter || !matches(m.name)) continue;
       if (exclude.matches(m.name))
         any_excluded = true;
       else
@@ -126,6 +127,12 @@ std::vector<std::string> idle_selectors(const AdapterConfig& config,
   };
   if (!is_all_linear(config.target_modules))
     look_for("target_modules", config.target_modules, config.target_regex);
+  for (const std::string& target : config.target_parameters)
+    if (std::none_of(modules.begin(), modules.end(), [&](const LinearModule& m) {
+          return m.parameter && names_module(target, m.name);
+        }))
+      notes.push_back("target_parameters \"" + target +
+                      "\" matches no parameter of the model and has no effect");
   look_for("exclude_modules", config.exclude_modules, config.exclude_regex);
 
   const auto look_for_keys = [&](const char* setting, const auto& patterns) {
@@ -150,8 +157,11 @@ std::vector<std::string> idle_selectors(const AdapterConfig& config,
   return notes;
 }
 
-void name_targets(AdapterConfig& config, const std::vector<LinearModule>& modules,
-                  const std::vector<LinearModule>& chosen) {
+void name_targets(AdapterConfig& config, const std::vector<LinearModule>& all,
+                  const std::vector<LinearModule>& adapted) {
+  std::vector<LinearModule> modules = all, chosen = adapted;
+  for (auto* list : {&modules, &chosen})  // target_parameters stays as it is
+    std::erase_if(*list, [](const LinearModule& m) { return m.parameter; });
   const auto says_so = [&] {
     if (config.target_regex || is_all_linear(config.target_modules)) return false;
     for (const std::string& target : config.target_modules)

@@ -211,7 +211,8 @@ Config load_config(const std::string& path, const std::vector<std::string>& over
   parse_config_text(read_config_file(path), config);
   apply_overrides(overrides, config);
   auto& lora = *config.run.mutable_lora();
-  if (lora.target_modules().empty() && lora.init_from().empty()) {
+  if (lora.target_modules().empty() && lora.target_parameters().empty() &&
+      lora.init_from().empty()) {
     lora.add_target_modules("q_proj");
     lora.add_target_modules("v_proj");
   }

@@ -11,6 +11,7 @@
 #include "checkpoint/adapter.h"
 #include "checkpoint/adapter_base.h"
 #include "checkpoint/base_model.h"
+#include "checkpoint/expert_names.h"
 #include "checkpoint/export.h"
 #include "checkpoint/inspect.h"
 #include "checkpoint/training_state.h"
@@ -63,6 +64,8 @@ int shard_command(const ShardOptions& options, const Ranks& ranks) {
 }
 
 int export_command(const ExportCommandOptions& options, const Ranks& ranks) {
+  if (options.names == "vllm" && options.format != "peft")
+    fail_input("--names", "vllm names the tensors of an adapter; give --format peft with it");
   ExportOptions o;
   o.max_shard_bytes = parse_size(options.max_shard_size, "--max-shard-size");
   if (options.dtype == "bf16") o.dtype = DType::BF16;
@@ -78,7 +81,7 @@ int export_command(const ExportCommandOptions& options, const Ranks& ranks) {
   report_notes(console, adapter_base_notes(adapter, options.adapter, *base));
   if (options.format == "peft") {
     name_targets(adapter.config, modules, modules_with_factors(adapter, modules));
-    export_peft(adapter, options.out);
+    export_peft(options.names == "vllm" ? for_vllm(adapter) : adapter, options.out);
     console.line("adapter written to " + options.out);
     return 0;
   }

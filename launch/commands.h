@@ -15,7 +15,7 @@ struct ShardOptions {
 int shard_command(const ShardOptions& options, const Ranks& ranks);
 
 struct ExportCommandOptions {
-  std::string model, adapter, format = "merged", out, max_shard_size = "5GB", dtype;
+  std::string model, adapter, format = "merged", out, max_shard_size = "5GB", dtype, names = "peft";
   int tensor = 0;  // of --format shards; 0: that of the base, or 1
 };
 int export_command(const ExportCommandOptions& options, const Ranks& ranks);

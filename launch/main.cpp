@@ -91,6 +91,11 @@ void declare(CLI::App& app, Arguments& a) {
       ->capture_default_str();
   exports->add_option("--dtype", a.exports.dtype, "bf16, fp16 or fp32; as stored unless given")
       ->check(CLI::IsMember({"bf16", "fp16", "fp32"}));
+  exports
+      ->add_option("--names", a.exports.names,
+                   "of the adapter's tensors, with --format peft: peft, or vllm (each expert of a "
+                   "mixture by itself)")
+      ->check(CLI::IsMember({"peft", "vllm"}));
   exports->add_option("--tp", a.exports.tensor, "degree to cut for, with --format shards");
 
   CLI::App* generate = app.add_subcommand("generate", "Continue a prompt");

@@ -390,6 +390,9 @@ TEST(BadCommandLine, IsToldOnceWithStatusTwo) {
   expect_one_error(scene.lorashard({"export", "--model", scene.model, "--adapter", scene.adapter,
                                     "--out", out, "--max-shard-size", "5 apples"}),
                    2, "--max-shard-size", {"5GB"});
+  expect_one_error(scene.lorashard({"export", "--model", scene.model, "--adapter", scene.adapter,
+                                    "--out", out, "--names", "vllm"}),
+                   2, "--names", {"--format peft"});
   expect_one_error(scene.lorashard({"generate", "--model", scene.model, "--prompt", "x"}), 2,
                    (scene.model / "tokenizer.json").string());
   EXPECT_FALSE(fs::exists(out));

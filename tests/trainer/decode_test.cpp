@@ -95,11 +95,11 @@ TEST_P(Logits, EqualThoseOfTransformersAndOfPeftsMergedModel) {
 INSTANTIATE_TEST_SUITE_P(Cases, Logits,
                          testing::Values("llama2", "llama31", "llama31_new_config",
                                          "llama_tied_bias", "mistral", "qwen2", "qwen3",
-                                         "mistral_window", "qwen3_window", "gemma3",
-                                         "gemma3_new_config"));
+                                         "qwen3_moe", "qwen3_moe_dense", "mistral_window",
+                                         "qwen3_window", "gemma3", "gemma3_new_config"));
 
 TEST(Generate, GreedyContinuationsEqualThoseOfTransformersWithAdaptersSwapped) {
-  for (const char* name : {"llama2", "qwen3", "mistral_window", "gemma3"}) {
+  for (const char* name : {"llama2", "qwen3", "qwen3_moe", "mistral_window", "gemma3"}) {
     const auto expected = read_json(golden(std::string("peft/") + name) / "expected.json");
     run_thread_ranks(2, [&](Communicator& world) {
       Decoder decoder(name, world);

@@ -19,9 +19,22 @@ void plan_attention(Arena& arena, const ActivationDims& d, BlockActivations& a) 
   }
 }
 
-void plan_mlp(Arena& arena, const ActivationDims& d, BlockActivations& a) {
-  a.gate = arena.take(d.tokens, d.features, d.type);
-  a.up = arena.take(d.tokens, d.features, d.type);
+void plan_mlp(Arena& arena, const ActivationDims& d, BlockActivations& a, int64_t width) {
+  a.gate = arena.take(d.tokens, width, d.type);
+  a.up = arena.take(d.tokens, width, d.type);
+}
+
+// Columns of a token's gate and up: of an MLP, or of all experts that it goes to.
+int64_t mlp_width(const ActivationDims& d, const BlockWeights& w) {
+  return w.experts ? d.experts_per_token * d.expert_features : d.features;
+}
+
+void plan_routing(Arena& arena, const ActivationDims& d, Routing& r) {
+  r.probabilities = arena.take(d.tokens, d.experts, DType::F32);
+  r.weights = arena.take(d.tokens, d.experts_per_token, DType::F32);
+  for (Matrix* m : {&r.experts, &r.order, &r.places})
+    *m = arena.take(d.tokens, d.experts_per_token, DType::I32);
+  r.offsets = arena.take(2, d.experts + 1, DType::I32);  // of each part of a micro-batch
 }
 
 void plan_outputs(Arena& arena, const ActivationDims& d, BlockActivations& a) {
@@ -79,7 +92,12 @@ Activations plan_activations(Arena& arena, const ActivationDims& d,
     }
     plan.dx = arena.take(d.tokens, d.hidden, d.type);
   }
-  int64_t widest = 0;
+  int64_t widest = 0, widest_mlp = 0;
+  bool experts = false;
+  for (const BlockWeights& w : weights) {
+    widest_mlp = std::max(widest_mlp, mlp_width(d, w));
+    experts = experts || w.experts;
+  }
   for (int64_t i = 0; i < count; ++i) {
     const int64_t from_top = count - i;
     const bool all = d.backward && from_top <= d.kept.all;
@@ -87,7 +105,11 @@ Activations plan_activations(Arena& arena, const ActivationDims& d,
     plan.keep.push_back(all ? Keep::All : attention ? Keep::Attention : Keep::Nothing);
     BlockActivations& a = plan.blocks.emplace_back();
     if (attention) plan_attention(arena, d, a);
-    if (all) plan_mlp(arena, d, a);
+    // The layers below the first share its memory.
+    const bool shared = i == 0 && d.first_layer > 0;
+    const BlockWeights& w = weights[size_t(d.first_layer + i)];
+    if (all) plan_mlp(arena, d, a, shared ? widest_mlp : mlp_width(d, w));
+    if (shared ? experts : bool(w.experts)) plan_routing(arena, d, a.routing);
   }
   for (int64_t i = 0; i < count; ++i) {
     const BlockWeights& w = weights[size_t(d.first_layer + i)];
@@ -104,20 +126,27 @@ Activations plan_activations(Arena& arena, const ActivationDims& d,
   BlockActivations shared;
   if (count == 0) plan.blocks.emplace_back();
   if (plan.blocks[0].q.cols == 0) plan_attention(arena, d, shared);
-  if (plan.blocks[0].gate.cols == 0) plan_mlp(arena, d, shared);
+  if (plan.blocks[0].gate.cols == 0) plan_mlp(arena, d, shared, widest_mlp);
+  if (count == 0 && experts) plan_routing(arena, d, plan.blocks[0].routing);
   if (d.post_norms && plan.blocks[0].output[Sublayer::Mlp].cols == 0)
     plan_outputs(arena, d, shared);
   for (BlockActivations& a : plan.blocks) share_missing(a, shared);
   BlockScratch& s = plan.scratch;
   s.norm = arena.take(d.tokens, d.hidden, d.type);
   s.delta = arena.take(d.tokens, d.hidden, d.type);
-  s.mlp = arena.take(d.tokens, d.features, d.type);
+  s.mlp = arena.take(d.tokens, widest_mlp, d.type);
+  if (experts) s.choices_in = arena.take(d.tokens, d.experts_per_token * d.hidden, d.type);
   if (d.qk_norm) {
     s.q_rope = arena.take(d.tokens, d.q_width, d.type);
     s.k_rope = arena.take(d.tokens, d.kv_width, d.type);
   }
   if (d.backward) {
-    s.d_mlp = arena.take(d.tokens, d.features, d.type);
+    s.d_mlp = arena.take(d.tokens, widest_mlp, d.type);
+    if (experts) {
+      s.choices_out = arena.take(d.tokens, d.experts_per_token * d.hidden, d.type);
+      s.d_weights = arena.take(d.tokens, d.experts_per_token, DType::F32);
+      s.d_logits = arena.take(d.tokens, d.experts, DType::F32);
+    }
     s.d_q = arena.take(d.tokens, d.q_width, d.type);
     s.d_k = arena.take(d.tokens, d.kv_width, d.type);
     s.d_v = arena.take(d.tokens, d.kv_width, d.type);
@@ -128,7 +157,9 @@ Activations plan_activations(Arena& arena, const ActivationDims& d,
 }
 
 BlockActivations rows_of(const BlockActivations& a, int64_t first, int64_t tokens) {
-  return trimmed(a, first, tokens);
+  BlockActivations rows = trimmed(a, first, tokens);
+  if (a.routing.offsets) rows.routing.offsets = a.routing.offsets.row_range(first > 0 ? 1 : 0, 1);
+  return rows;
 }
 
 BlockScratch rows_of(const BlockScratch& s, int64_t first, int64_t tokens) {

@@ -46,6 +46,8 @@ struct ActivationDims {
   int64_t hidden = 0;
   int64_t q_width = 0, kv_width = 0, features = 0;  // this rank's columns
   int64_t heads = 0, kv_heads = 0;                  // this rank's
+  int64_t experts = 0, experts_per_token = 0;
+  int64_t expert_features = 0;  // this rank's columns of an expert
   bool qk_norm = false, post_norms = false;
   bool backward = false;  // else only what a forward pass needs
   DType type = DType::F32;

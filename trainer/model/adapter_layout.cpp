@@ -9,10 +9,11 @@ namespace lorashard {
 
 AdapterModule shapes_of(const LoraModule& m) {
   return {.name = m.linear.name,
-          .rank = m.lora_rank,
+          .rank = m.lora_rank * m.linear.experts,
           .in_features = m.linear.in_features,
           .out_features = m.linear.out_features,
-          .alpha = m.alpha};
+          .alpha = m.alpha,
+          .experts = m.linear.experts};
 }
 
 AdapterLayout adapter_layout(const ModelConfig& model, const std::vector<LinearModule>& modules,
@@ -30,9 +31,11 @@ AdapterLayout adapter_layout(const ModelConfig& model, const std::vector<LinearM
     m.scaling = float(lora_scaling(config, m.lora_rank, m.alpha));
     const TensorPart part =
         tensor_part(model, linear.split, linear.out_features, linear.in_features, tp_rank, tp_size);
-    const AdapterModule shapes = shapes_of(m);
+    AdapterModule shapes = shapes_of(m);
+    const bool stacked = linear.experts > 1;
     // A dimension of inputs or outputs is cut as its module is; lora_rank is whole.
     const auto local = [&](int64_t AdapterModule::*dimension) {
+      if (stacked) return Range{0, shapes.*dimension};
       if (dimension == &AdapterModule::in_features) return Range{part.col_begin, part.col_end};
       if (dimension == &AdapterModule::out_features) return Range{part.row_begin, part.row_end};
       return Range{0, shapes.*dimension};
@@ -44,6 +47,13 @@ AdapterLayout adapter_layout(const ModelConfig& model, const std::vector<LinearM
                                 .cols = shapes.*t.cols,
                                 .local_rows = local(t.rows),
                                 .local_cols = local(t.cols)});
+      AdapterTensor& tensor = layout.tensors.back();
+      if (stacked && t.kind == AdapterTensorKind::LoraB) {  // expert by expert
+        tensor.rows = linear.out_features * linear.experts;
+        tensor.cols = m.lora_rank;
+        tensor.local_rows = {0, tensor.rows};
+        tensor.local_cols = {0, tensor.cols};
+      }
     }
     layout.modules.push_back(std::move(m));
   }

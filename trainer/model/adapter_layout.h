@@ -26,7 +26,10 @@ struct AdapterTensor {
   int64_t size() const { return rows * cols; }
 };
 
-// LoRA of one linear layer: h = W x + scaling B A x, A(lora_rank, in), B(out, lora_rank).
+// LoRA of one linear layer: h = W x + scaling B A x, A(lora_rank, in), B(out, lora_rank). Of a
+// parameter of stacked experts, lora_rank is each expert's; in flat buffers A(experts lora_rank,
+// in) and B(experts out, lora_rank) lie expert by expert, and their block is all of them: a rank's
+// part is one of every expert's (trainer/model/experts.cpp).
 struct LoraModule {
   LinearModule linear;
   int64_t lora_rank = 0;

@@ -8,6 +8,7 @@
 #include "kernels/profile.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
+#include "trainer/model/experts.h"
 
 namespace lorashard {
 namespace {
@@ -18,8 +19,15 @@ constexpr PerSublayer<NormRole> kInputNorm{{NormRole::AttentionInput, NormRole::
 constexpr PerSublayer<NormRole> kOutputNorm{{NormRole::AttentionOutput, NormRole::MlpOutput}};
 constexpr PerSublayer<InputGroup> kLastGroup{{InputGroup::O, InputGroup::Down}};
 
-const Linear& last_linear(const BlockWeights& w, Sublayer s) {
-  return w.groups[kLastGroup[s]].linears[0];
+// Of a sublayer's last module; empty where it has none.
+ConstMatrix last_bias(const BlockWeights& w, Sublayer s) {
+  const LinearGroup& group = w.groups[kLastGroup[s]];
+  return group.linears.empty() ? ConstMatrix{} : group.linears[0].bias;
+}
+
+// A dense MLP's columns of memory that other layers' experts may need more of.
+Matrix dense(const BlockWeights& w, Matrix m) {
+  return m.col_range(0, w.groups[InputGroup::GateUp].linears[0].weight.matrix.rows);
 }
 
 void norm(const BlockContext& c, Matrix y, Matrix rstd, ConstMatrix x, ConstMatrix gain,
@@ -75,8 +83,10 @@ QueryKey project_qkv(const BlockContext& c, const BlockWeights& w, const BlockAc
 
 void project_gate_up(const BlockContext& c, const BlockWeights& w, const BlockActivations& acts,
                      DownProjection down) {
-  linear_group_forward(c.linear, w.groups[InputGroup::GateUp], std::array{acts.gate, acts.up},
-                       c.scratch.norm, acts.u[InputGroup::GateUp], down);
+  if (w.experts) return experts_gate_up(c, w, acts, down);
+  linear_group_forward(c.linear, w.groups[InputGroup::GateUp],
+                       std::array{dense(w, acts.gate), dense(w, acts.up)}, c.scratch.norm,
+                       acts.u[InputGroup::GateUp], down);
 }
 
 // acts.o, and acts.lse for backward. With a cache, k and v are appended to it first, attention runs
@@ -129,16 +139,26 @@ bool mlp_sublayer_backward(const BlockContext& c, const BlockWeights& w, ConstMa
                            ConstMatrix dy, const BlockActivations& acts, bool lowest) {
   Stream& stream = c.linear.stream;
   const BlockScratch& s = c.scratch;
-  if (w.groups[InputGroup::Down].adapted()) {
-    gated_activation_forward(stream, s.mlp, acts.gate, acts.up, c.config.activation);
+  if (w.experts) {
+    const bool deeper = needs_dx(w, InputGroup::Router, lowest);
+    experts_backward(c, w, dy, acts,
+                     {.gate_up = w.groups[InputGroup::GateUp].adapted(),
+                      .router = deeper || w.groups[InputGroup::Router].adapted(),
+                      .x = deeper},
+                     [&] { input_norm(c, w, Sublayer::Mlp, x, {}); });
+    return deeper;
   }
-  if (!group_backward(c, w, InputGroup::Down, s.d_mlp, std::array{dy}, s.mlp, acts, lowest))
+  const Matrix gate = dense(w, acts.gate), up = dense(w, acts.up), mlp = dense(w, s.mlp),
+               d_mlp = dense(w, s.d_mlp);
+  if (w.groups[InputGroup::Down].adapted()) {
+    gated_activation_forward(stream, mlp, gate, up, c.config.activation);
+  }
+  if (!group_backward(c, w, InputGroup::Down, d_mlp, std::array{dy}, mlp, acts, lowest))
     return false;
-  gated_activation_backward(stream, acts.gate, acts.up, s.d_mlp, acts.gate, acts.up,
-                            c.config.activation);
+  gated_activation_backward(stream, gate, up, d_mlp, gate, up, c.config.activation);
   if (w.groups[InputGroup::GateUp].adapted()) input_norm(c, w, Sublayer::Mlp, x, {});
-  return group_backward(c, w, InputGroup::GateUp, s.delta,
-                        std::array<ConstMatrix, 2>{acts.gate, acts.up}, s.norm, acts, lowest);
+  return group_backward(c, w, InputGroup::GateUp, s.delta, std::array<ConstMatrix, 2>{gate, up},
+                        s.norm, acts, lowest);
 }
 
 bool attention_sublayer_backward(const BlockContext& c, const BlockWeights& w, ConstMatrix x,
@@ -172,11 +192,16 @@ void sublayer_forward(const BlockContext& c, const BlockWeights& w, Sublayer s, 
   if (s == Sublayer::Attention) {
     attend(c, w, project_qkv(c, w, acts, DownProjection::Compute), acts, cache);
     last_input = acts.o;
+  } else if (w.experts) {
+    experts_route(c, w, acts);
+    experts_gate_up(c, w, acts, DownProjection::Compute);
+    return experts_down(c, w, sublayer_output(c, s, acts), acts);
   } else {
     project_gate_up(c, w, acts, DownProjection::Compute);
-    gated_activation_forward(c.linear.stream, c.scratch.mlp, acts.gate, acts.up,
+    const Matrix mlp = dense(w, c.scratch.mlp);
+    gated_activation_forward(c.linear.stream, mlp, dense(w, acts.gate), dense(w, acts.up),
                              c.config.activation);
-    last_input = c.scratch.mlp;
+    last_input = mlp;
   }
   const InputGroup last = kLastGroup[s];
   linear_group_forward(c.linear, w.groups[last], std::array{sublayer_output(c, s, acts)},
@@ -189,7 +214,7 @@ Matrix sublayer_output(const BlockContext& c, Sublayer s, const BlockActivations
 
 ResidualAdd residual_add(const BlockContext& c, const BlockWeights& w, Sublayer s,
                          const BlockActivations& acts, Matrix sum) {
-  const ConstMatrix bias = last_linear(w, s).bias, gain = w.norms[kOutputNorm[s]];
+  const ConstMatrix bias = last_bias(w, s), gain = w.norms[kOutputNorm[s]];
   if (!gain) return {sum, c.scratch.delta, bias};
   if (bias) add_bias(c.linear.stream, acts.output[s], bias);
   norm(c, c.scratch.delta, acts.output_rstd[s], acts.output[s], gain);

@@ -15,6 +15,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/residual.h"
+#include "kernels/routing.h"
 #include "trainer/model/linear.h"
 
 namespace lorashard {
@@ -35,8 +36,11 @@ struct BlockActivations {
   // With post-norms: each sublayer's all-reduced output (T,H), with its bias, and the norm's rstd
   // (T,1) F32; always kept, because no recomputation gives it without an all-reduce.
   PerSublayer<Matrix> output, output_rstd;
+  // With experts: gate and up are (T k, F) expert by expert, in memory of T rows or more; always
+  // kept is which experts each token goes to.
+  Routing routing;
 
-  std::array<Matrix*, 19> all() {
+  std::array<Matrix*, 25> all() {
     using enum InputGroup;
     return {&q,
             &k,
@@ -51,12 +55,18 @@ struct BlockActivations {
             &k_rstd,
             &u[QKV],
             &u[O],
+            &u[Router],
             &u[GateUp],
             &u[Down],
             &output[Sublayer::Attention],
             &output[Sublayer::Mlp],
             &output_rstd[Sublayer::Attention],
-            &output_rstd[Sublayer::Mlp]};
+            &output_rstd[Sublayer::Mlp],
+            &routing.probabilities,
+            &routing.weights,
+            &routing.experts,
+            &routing.order,
+            &routing.places};
   }
 };
 
@@ -69,9 +79,12 @@ struct BlockScratch {
   Matrix q_rope, k_rope;  // as q and k, with q/k norms; else empty
   Matrix d_q, d_k, d_v;   // as q, k, v
   Matrix d_o;             // (T, heads*D)
+  // With experts, rows of choices by expert: (T, k H), and gradients (T,k) and (T,E) F32.
+  Matrix choices_in, choices_out, d_weights, d_logits;
 
-  std::array<Matrix*, 10> all() {
-    return {&norm, &delta, &mlp, &d_mlp, &q_rope, &k_rope, &d_q, &d_k, &d_v, &d_o};
+  std::array<Matrix*, 14> all() {
+    return {&norm, &delta, &mlp, &d_mlp,      &q_rope,      &k_rope,    &d_q,
+            &d_k,  &d_v,   &d_o, &choices_in, &choices_out, &d_weights, &d_logits};
   }
 };
 

@@ -4,10 +4,19 @@
 #include <cassert>
 #include <cmath>
 
+#include "checkpoint/expert_names.h"
 #include "kernels/random.h"
 #include "kernels/transfer.h"
 
 namespace lorashard {
+namespace {
+
+// Whether a tensor lies expert by expert in flat buffers, unlike in files.
+bool by_expert(const AdapterTensor& t, const AdapterModule& m) {
+  return m.experts > 1 && t.kind == AdapterTensorKind::LoraB;
+}
+
+}  // namespace
 
 Factors::Factors(Stream& stream, AdapterLayout layout)
     : layout_(std::move(layout)),
@@ -51,8 +60,10 @@ std::vector<AdapterModule> Factors::read_modules(const float* flat) const {
   std::vector<AdapterModule> modules;
   for (const LoraModule& m : layout_.modules) modules.push_back(shapes_of(m));
   for (const AdapterTensor& t : layout_.tensors) {
-    modules[t.module].*kAdapterTensors[size_t(t.kind)].values =
-        host_copy(*stream_, flat + t.offset, t.size());
+    AdapterModule& m = modules[t.module];
+    std::vector<float> host = host_copy(*stream_, flat + t.offset, t.size());
+    if (by_expert(t, m)) host = file_order(host, m.out_features, m.lora_rank(), m.experts);
+    m.*kAdapterTensors[size_t(t.kind)].values = std::move(host);
   }
   return modules;
 }
@@ -60,7 +71,13 @@ std::vector<AdapterModule> Factors::read_modules(const float* flat) const {
 void Factors::write_modules(float* flat, const std::vector<AdapterModule>& modules) {
   assert(modules.size() == layout_.modules.size());
   for (const AdapterTensor& t : layout_.tensors) {
-    const auto& host = modules[t.module].*kAdapterTensors[size_t(t.kind)].values;
+    const AdapterModule& m = modules[t.module];
+    const AdapterModule shapes = shapes_of(layout_.modules[t.module]);
+    std::vector<float> reordered;
+    if (by_expert(t, shapes))
+      reordered = expert_major(m.*kAdapterTensors[size_t(t.kind)].values, shapes.out_features,
+                               shapes.lora_rank(), shapes.experts);
+    const auto& host = reordered.empty() ? m.*kAdapterTensors[size_t(t.kind)].values : reordered;
     assert(int64_t(host.size()) == t.size());
     copy_to_device(*stream_, flat + t.offset, host.data(), t.size() * int64_t{sizeof(float)});
   }

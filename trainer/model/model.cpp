@@ -84,6 +84,9 @@ void Model::plan() {
   d.q_width = d.heads * config_.head_dim;
   d.kv_width = d.kv_heads * config_.head_dim;
   d.features = weights_.features.size();
+  d.experts = config_.experts;
+  d.experts_per_token = config_.experts_per_token;
+  d.expert_features = split_features(config_.expert_size, tensor_.rank(), tensor_.size()).size();
   d.qk_norm = config_.qk_norm;
   d.post_norms = config_.post_norms;
   d.backward = gradients_ != nullptr;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 
+#include "checkpoint/expert_names.h"
 #include "kernels/transfer.h"
 
 namespace lorashard {
@@ -50,6 +51,7 @@ ModelWeights arrange_weights(const ModelConfig& config, int tp_rank, int tp_size
   w.features = split_features(config.intermediate_size, tp_rank, tp_size);
   for (int64_t l = 0; l < config.layers; ++l) {
     BlockWeights& b = w.blocks.emplace_back();
+    b.layer = int(l);
     b.window = config.layer_window[size_t(l)];
     for (const LayerModule& m : layer_modules(config, l)) {
       const std::string name = layer_prefix(l) + m.name;
@@ -57,8 +59,20 @@ ModelWeights arrange_weights(const ModelConfig& config, int tp_rank, int tp_size
         b.norms[m.role] = get(name + ".weight");
         continue;
       }
+      const FrozenWeight weight{get(name + ".weight")};
+      if (m.expert >= 0) {
+        b.experts.experts.resize(size_t(config.experts));
+        b.experts.per_token = config.experts_per_token;
+        b.experts.features = split_features(config.expert_size, tp_rank, tp_size);
+        Expert& e = b.experts.experts[size_t(m.expert)];
+        (m.group == InputGroup::Down     ? e.down
+         : m.name.ends_with("gate_proj") ? e.gate
+                                         : e.up) = weight;
+        continue;
+      }
       LinearGroup& group = b.groups[m.group];
-      group.linears.push_back({name, {get(name + ".weight")}, get(name + ".bias"), nullptr});
+      group.linears.push_back({m.group == InputGroup::Router ? parameter_name(name) : name, weight,
+                               get(name + ".bias"), nullptr});
       group.row_parallel = is_row_parallel(m.split);
     }
   }
@@ -78,6 +92,12 @@ ModelWeights load_weights(Stream& stream, const BaseModel& base, int tp_rank, in
 }
 
 void attach_factors(ModelWeights& weights, const Factors* factors) {
+  const auto experts_of = [&](const BlockWeights& b, InputGroup group) -> const LoraModule* {
+    if (!factors || !b.experts) return nullptr;
+    for (const LoraModule& m : factors->modules())
+      if (m.linear.group == group && m.linear.parameter && m.linear.layer == b.layer) return &m;
+    return nullptr;
+  };
   for (BlockWeights& b : weights.blocks) {
     for (LinearGroup& group : b.groups) {
       group.lora_rank = 0;
@@ -86,6 +106,10 @@ void attach_factors(ModelWeights& weights, const Factors* factors) {
         if (linear.lora) group.lora_rank += linear.lora->lora_rank;
       }
     }
+    b.experts.gate_up = experts_of(b, InputGroup::GateUp);
+    b.experts.down = experts_of(b, InputGroup::Down);
+    for (const LoraModule* m : {b.experts.gate_up, b.experts.down})
+      if (m) b.groups[m->linear.group].lora_rank = m->lora_rank * b.experts.per_token;
   }
 }
 

@@ -28,9 +28,26 @@ struct LinearGroup {
   bool adapted() const { return lora_rank > 0; }
 };
 
+// A mixture of experts: this rank's features of every expert, and the factors of the two parameters
+// of stacked experts, or null.
+struct Expert {
+  FrozenWeight gate, up, down;
+};
+struct ExpertWeights {
+  std::vector<Expert> experts;  // empty: the layer has a dense MLP
+  Range features;               // of each expert's width
+  int64_t per_token = 0;        // experts that a token goes to
+  const LoraModule *gate_up = nullptr, *down = nullptr;
+  explicit operator bool() const { return !experts.empty(); }
+};
+
 struct BlockWeights {
   PerNorm<ConstMatrix> norms;  // gains (1,H), of query and key (1,D); empty where a family has none
+  // With experts, GateUp and Down have no linear modules; their lora_rank is that of a token's
+  // choices together.
   PerGroup<LinearGroup> groups;
+  ExpertWeights experts;
+  int layer = 0;
   int64_t window = 0;  // 0: attention over the whole sequence
   bool adapted() const;
 };

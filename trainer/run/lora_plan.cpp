@@ -1,5 +1,6 @@
 #include "trainer/run/lora_plan.h"
 
+#include <algorithm>
 #include <set>
 
 #include "checkpoint/adapter_base.h"
@@ -49,16 +50,17 @@ LoraPlan plan_lora(const Config& config, const BaseModel& base, const std::strin
   c.target_modules.assign(lora.target_modules().begin(), lora.target_modules().end());
   c.target_regex = is_module_regex(lora.target_modules());
   c.exclude_modules.assign(lora.exclude_modules().begin(), lora.exclude_modules().end());
+  c.target_parameters.assign(lora.target_parameters().begin(), lora.target_parameters().end());
   c.use_rslora = lora.use_rslora();
   c.exclude_regex = is_module_regex(lora.exclude_modules());
   for (const auto& p : lora.rank_pattern()) c.rank_pattern.emplace_back(p.key(), p.value());
   for (const auto& p : lora.alpha_pattern()) c.alpha_pattern.emplace_back(p.key(), p.value());
   check_expressions(config, c);
   const std::vector<std::string> others = other_modules(base.config());
-  const auto match = [&](const AdapterConfig& by) {
-    return match_targets(all, by.target_modules, by.target_regex, by.exclude_modules,
-                         config.where("lora.target_modules"), by.exclude_regex, others);
-  };
+  const std::string where = config.where(lora.target_modules().empty() ? "lora.target_parameters"
+                                                                       : "lora.target_modules");
+  const auto match = [&](const AdapterConfig& by) { return match_adapted(by, all, where, others); };
+  convert_expert_targets(c, all, others, where);
   if (lora.init_from().empty()) {
     plan.modules = match(c);
     plan.notes = idle_selectors(c, all, others, plan.modules);
@@ -81,18 +83,21 @@ LoraPlan plan_lora(const Config& config, const BaseModel& base, const std::strin
     if (!c.rank_pattern.empty()) ours.rank_pattern = c.rank_pattern;
     if (!c.alpha_pattern.empty()) ours.alpha_pattern = c.alpha_pattern;
     for (const AdapterModule& m : plan.start->modules) {
-      if (module_rank(ours, m.name) != m.rank) ignored("lora.rank_pattern");
+      if (module_rank(ours, m.name) != m.lora_rank()) ignored("lora.rank_pattern");
       if (module_alpha(ours, m.name) != m.alpha) ignored("lora.alpha_pattern");
     }
     std::vector<LinearModule> adapted = modules_with_factors(*plan.start, all);
     if (c.target_modules.empty() && !c.exclude_modules.empty()) {
       AdapterConfig by = c;
       by.target_modules.clear();
-      for (const LinearModule& m : adapted) by.target_modules.push_back(m.name);
+      for (const LinearModule& m : adapted)
+        if (!m.parameter) by.target_modules.push_back(m.name);
       by.target_regex = false;
+      by.target_parameters = theirs.target_parameters;
       if (names(match(by)) != names(adapted)) ignored("lora.exclude_modules");
     }
-    if (!c.target_modules.empty() && names(match(c)) != names(adapted)) {
+    if ((!c.target_modules.empty() || !c.target_parameters.empty()) &&
+        names(match(c)) != names(adapted)) {
       fail_input(config.where("lora.target_modules"),
                  "chooses other modules than the adapter of lora.init_from has factors for; leave "
                  "target_modules out to take the adapter's");
@@ -105,6 +110,11 @@ LoraPlan plan_lora(const Config& config, const BaseModel& base, const std::strin
     c.dropout = dropout;
     plan.modules = std::move(adapted);
   }
+  if (c.dropout > 0 && std::any_of(plan.modules.begin(), plan.modules.end(),
+                                   [](const LinearModule& m) { return m.parameter; }))
+    fail_input(config.where("lora.dropout"),
+               "lora.dropout must be 0 where the experts' or the router's parameters are adapted: "
+               "PEFT has none there");
   name_targets(c, all, plan.modules);
   c.base_model = base.path();
   c.base_digest = base_digest;

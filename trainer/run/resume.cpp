@@ -26,7 +26,7 @@ void check_same_run(const LoadedCheckpoint& loaded, const Factors& factors,
   bool same = modules.size() == factors.modules().size();
   for (size_t i = 0; same && i < modules.size(); ++i) {
     const LoraModule& m = factors.modules()[i];
-    same = modules[i].name == m.linear.name && modules[i].rank == m.lora_rank &&
+    same = modules[i].name == m.linear.name && modules[i].lora_rank() == m.lora_rank &&
            modules[i].alpha == m.alpha;
   }
   if (!same || loaded.state.adapter.config.use_rslora != factors.layout().config.use_rslora) {

@@ -38,6 +38,11 @@ Session::Session(const Ranks& ranks, const SessionOptions& options)
 
 void Session::open_base(const std::string& path, int64_t tp_size, const std::string& tp_where) {
   base = BaseModel::open(path);
+  if (stream.backend() == Backend::CUDA && base->config().experts > 0) {
+    fail_input(path, base->config().architecture +
+                         " has a mixture of experts, which the CUDA backend does not compute; set "
+                         "compute.backend: CPU");
+  }
   const int64_t heads = base->config().heads;
   if (tp_size > heads) {
     fail_input(tp_where, fmt::format("{} ranks are more than the model's {} query heads; use at "
